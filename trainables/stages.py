@@ -1,0 +1,181 @@
+"""Stages: results that are made once, found ever after, and are whole or absent.
+
+    corpus -> tokenizer -> encoder -> encodings -> statistics -> decoder -> checkpoint -> samples -> metrics
+
+A stage is a frozen config whose fields are everything its result depends on, so its fingerprint is its cache key;
+`needs()` names the stages it stands on, derived from the same fields, so there is no graph to keep in step.  `version`
+is raised by hand when `make` changes its meaning.  A trial pays only for what its parameters touch.
+
+    store = Store("results/stages")                      a folder, shared or not
+    store = Store("s3://bucket/stages", cache="/tmp/x")  object storage through fsspec; the cache holds local copies
+    path = Context(store).get(EncodingStatistics(...))   made here, waited for, or found
+
+What is promised: `<key>/` appears by one rename, so a reader never sees half a result; processes that ask together
+wait on one lock and one of them makes it; a failed make leaves nothing but its lock (a stage with `resumable = True`
+keeps its unfinished folder, and is handed it again).
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import fsspec
+import torch
+from filelock import FileLock
+
+from trainables.config import fingerprint, to_dict
+from trainables.training.parallel import ALONE, Parallel
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A frozen config that can make its result."""
+
+    version: ClassVar[int]
+
+    def needs(self) -> "tuple[Stage, ...]":
+        """The stages that `make` will ask for."""
+        ...
+
+    def make(self, out: Path, context: "Context") -> None:
+        """Write the result into the empty folder `out` (or, when `resumable`, into what an earlier attempt left)."""
+
+
+Make = Callable[[Path, "Context"], None]
+
+
+def upstream(*stages: Stage) -> list[Stage]:
+    """Everything these stages stand on, themselves included, each once, in an order in which they can be made."""
+    order: dict[Stage, None] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage not in order:
+            for needed in stage.needs():
+                visit(needed)
+            order[stage] = None
+
+    for stage in stages:
+        visit(stage)
+    return list(order)
+
+
+def key(stage: Stage) -> str:
+    """The folder's name: readable, and equal exactly when the stages are."""
+    return f"{type(stage).__name__}-{fingerprint(stage)}"
+
+
+class Store:
+    """A place for results: a folder on this machine or a shared file system, or a URL that fsspec can open.
+
+    With a URL, results are made in `cache`, uploaded file by file, and declared whole by a marker written last; other
+    machines fetch them into their own cache.
+    """
+
+    def __init__(self, root: str | Path, cache: str | Path | None = None):
+        self.url = str(root)
+        self.remote = "://" in self.url and not self.url.startswith("file://")
+        if self.remote and cache is None:
+            raise ValueError(f"a store at {self.url} needs a local cache folder")
+        self.folder = Path(cache if self.remote else self.url.removeprefix("file://")).absolute()  # type: ignore[arg-type]
+
+    def path(self, stage: Stage) -> Path:
+        return self.folder / key(stage)
+
+    def has(self, stage: Stage) -> bool:
+        """Whether the result can be had without making it."""
+        return self.path(stage).exists() or self.remote and self._fs().exists(self._marker(stage))
+
+    def get(self, stage: Stage, context: "Context", make: Make | None = None) -> Path:
+        """The folder of the finished result.  `make` takes the place of stage.make, where a group of workers does it."""
+        done = self.path(stage)
+        if done.exists():
+            return done
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{done}.lock"):
+            if done.exists():
+                return done
+            if not (self.remote and self._download(stage)):
+                self._make(stage, context, make or stage.make)
+                if self.remote:
+                    self._upload(stage)
+        return done
+
+    def unfinished(self, stage: Stage) -> Path:
+        """Where a resumable stage keeps what it has so far."""
+        return self.folder / f"{key(stage)}.partial"
+
+    def _make(self, stage: Stage, context: "Context", make: Make) -> None:
+        resumable = getattr(stage, "resumable", False)
+        work = self.unfinished(stage) if resumable else self.folder / f"{key(stage)}.{uuid.uuid4().hex}.tmp"
+        work.mkdir(exist_ok=resumable)
+        try:
+            make(work, context)
+            (work / "stage.json").write_text(json.dumps(to_dict(stage), indent=1))
+            os.replace(work, self.path(stage))
+        finally:
+            if not resumable:
+                shutil.rmtree(work, ignore_errors=True)
+
+    # -- object storage
+
+    def _fs(self) -> Any:
+        return fsspec.core.url_to_fs(self.url)[0]
+
+    def _at(self, name: str) -> str:
+        return f"{fsspec.core.url_to_fs(self.url)[1].rstrip('/')}/{name}"
+
+    def _marker(self, stage: Stage) -> str:
+        return self._at(f"{key(stage)}/.whole")
+
+    def _download(self, stage: Stage) -> bool:
+        fs = self._fs()
+        if not fs.exists(self._marker(stage)):
+            return False
+        work = self.folder / f"{key(stage)}.{uuid.uuid4().hex}.tmp"
+        try:
+            for name in json.loads(fs.cat_file(self._marker(stage))):
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(self._at(f"{key(stage)}/{name}"), str(work / name))
+            os.replace(work, self.path(stage))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return True
+
+    def _upload(self, stage: Stage) -> None:
+        fs, done = self._fs(), self.path(stage)
+        names = sorted(str(path.relative_to(done)) for path in done.rglob("*") if path.is_file())
+        for name in names:
+            fs.makedirs(os.path.dirname(self._at(f"{key(stage)}/{name}")), exist_ok=True)
+            fs.put_file(str(done / name), self._at(f"{key(stage)}/{name}"))
+        fs.pipe_file(self._marker(stage), json.dumps(names).encode())
+
+
+def _silent(step: int, metrics: Mapping[str, float]) -> None:
+    return None
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage runs: nothing in here may change a result, so nothing in here is part of a fingerprint."""
+
+    store: Store
+    record: Callable[[int, Mapping[str, float]], None] = _silent     # (step, {"valid/loss": .41}) -> None
+    should_stop: Callable[[], bool] = _never                         # asked between steps; True ends the run, resumable
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    parallel: Parallel = ALONE                                       # the group that makes this stage (not what it needs)
+
+    def get(self, stage: Stage, make: Make | None = None) -> Path:
+        """The stage's folder.  Its curves carry its `curve` as a prefix, so that a decoder's loss is not the trial's."""
+        inner, prefix = replace(self, parallel=ALONE), getattr(stage, "curve", "")
+        if prefix:
+            inner = replace(inner, record=lambda step, m: self.record(step, {f"{prefix}/{k}": v for k, v in m.items()}))
+        return self.store.get(stage, inner, make)

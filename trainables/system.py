@@ -1,0 +1,84 @@
+"""What a trainer, a sampler and an evaluator need of a model, and nothing more.
+
+    Trains   loss(batch, progress, rng)                            decoders and autoencoders satisfy it too
+    System   prior · denoise · reverse · decode                    a text-diffusion model
+    Walk     what the sampler's steps share
+
+Shapes: B sequences, L positions, D features, V words.  Time is a field over positions: t is [B, 1] or [B, L], 0 is
+clean text and 1 is pure noise, and a prompt is a place where t = 0.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainables.randomness import Rng
+
+
+@dataclass
+class Batch:
+    """Texts as the model sees them."""
+
+    ids: Tensor                        # [B, L] int64
+    mask: Tensor                       # [B, L] bool, real tokens
+    segment: Tensor | None = None      # [B, L] int64, which packed document a token is of
+    given: Tensor | None = None        # [B, L] bool, the prompt
+    source: "Batch | None" = None      # sequence-to-sequence: what is read
+    encodings: Tensor | None = None    # [B, L, D] frozen encodings of ids, where a cache holds them
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Prediction:
+    """The best guess of the clean state: every network, whatever it outputs, ends here."""
+
+    x0: Tensor                         # [B, L, D] expected clean state, or [B, L, V] log p(x_0)
+    logits: Tensor | None = None       # [B, L, V]
+
+
+@dataclass
+class Walk:
+    """One run of the sampler: what a step may look at besides the state."""
+
+    stepper: Any                                       # the kind that the system's process understands
+    rng: Rng
+    denoise: Callable[[Tensor, Tensor], Prediction]    # (x, t): another guess, for steppers that want a second look
+    past: list[tuple[Tensor, Prediction]]              # (t, guess) of the steps before this one, oldest first
+
+
+class Trains(Protocol):
+    """Anything the trainer can train: an nn.Module with a loss."""
+
+    def loss(self, batch: Batch, progress: float, rng: Rng) -> Mapping[str, Tensor]:
+        """Scalars by name; "loss" is the one minimised.  progress = step / steps."""
+        ...
+
+
+class System(Trains, Protocol):
+    """A text-diffusion model."""
+
+    def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
+        """x_1 for (B, L): where sampling starts."""
+        ...
+
+    def denoise(self, x_t: Tensor, t: Tensor, *, previous: Prediction | None, batch: Batch | None = None) -> Prediction:
+        """The guess of x_0 from x_t at time t; `previous` is the sampler's last guess, for self-conditioning."""
+        ...
+
+    def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: "Walk") -> Tensor:
+        """x_s from x_t, s < t, by walk.stepper."""
+        ...
+
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+        """Words from the last state and the last guess."""
+        ...
