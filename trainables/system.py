@@ -54,6 +54,7 @@ class Walk:
     rng: Rng
     denoise: Callable[[Tensor, Tensor], Prediction]    # (x, t): another guess, for steppers that want a second look
     past: list[tuple[Tensor, Prediction]]              # (t, guess) of the steps before this one, oldest first
+    last: bool = False                                 # whether this is the last step: some steppers then add no noise
 
 
 class Trains(Protocol):
@@ -66,6 +67,10 @@ class Trains(Protocol):
 
 class System(Trains, Protocol):
     """A text-diffusion model."""
+
+    def times(self, grid: Any, steps: int) -> Tensor:
+        """[steps + 1] from 1 down: `grid` as this system's process understands it (a grid may follow the schedule)."""
+        ...
 
     def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
         """x_1 for (B, L): where sampling starts."""

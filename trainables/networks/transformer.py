@@ -3,11 +3,14 @@
     h = x_t + position
     first half:   push h;            h = layer(h + time(t) + guess(x0_hat))
     second half:  h = h + pop();     h = layer(h + time(t) + guess(x0_hat))          last pushed, first popped
-    output = h                       the last LayerNorm is the output; there is no head
+    output = h                       post-norm: the last LayerNorm is the output, there is no head; pre-norm: a linear one
 
 Shapes: x [B, L, D], t [B, 1] or [B, L], source [B, S, D].  arXiv 2402.19097, section 4.1; the layer is BERT's, 1810.04805.
 With 12 layers of width 768: 101,983,488 parameters, 130,350,336 with cross-attention.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +30,8 @@ class Transformer:
     positions: int = 512          # longest text
     dropout: float = 0.1          # of hidden states and of attention
     skips: bool = True            # layer i of the second half sees what the mirrored layer of the first half saw
-    time_scale: float = 1.0       # t is multiplied by this before its sinusoid; published: 1, which the frequencies 1..1e-4 barely resolve
+    norm: Literal["post", "pre"] = "post"      # published: post; "pre" learns faster when steps are few
+    time_scale: float = 1.0       # times t, before its sinusoid; published: 1, where neighbouring t are hardly told apart
 
     def __post_init__(self):
         for name in ("layers", "width", "heads", "feedforward", "positions"):
@@ -77,10 +81,12 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A BERT layer: attention, (cross-attention,) feed-forward, each added and then normalised."""
+    """A BERT layer: attention, (cross-attention,) feed-forward, each added and then normalised; or normalised first."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, reads_source: bool = False):
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, reads_source: bool = False,
+                 norm: str = "post"):
         super().__init__()
+        self.norm = norm
         self.attention = Attention(width, heads, dropout)
         self.attention_norm = nn.LayerNorm(width, eps=1e-12)
         self.cross = Attention(width, heads, dropout) if reads_source else None
@@ -90,12 +96,19 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, source: Tensor | None = None, source_mask: Tensor | None = None) -> Tensor:
-        h = self.attention_norm(h + self.dropout(self.attention(h)))
+        """h [B, L, D], source [B, S, D] with its mask [B, S] -> [B, L, D]"""
+        h = self.residual(h, self.attention_norm, self.attention)
         if self.cross is not None and self.cross_norm is not None:
             if source is None:
                 raise ValueError("this network reads a source, and the batch has none")
-            h = self.cross_norm(h + self.dropout(self.cross(h, source, source_mask)))
-        return self.feedforward_norm(h + self.dropout(self.down(F.gelu(self.up(h)))))
+            cross = self.cross
+            h = self.residual(h, self.cross_norm, lambda x: cross(x, source, source_mask))
+        return self.residual(h, self.feedforward_norm, lambda x: self.down(F.gelu(self.up(x))))
+
+    def residual(self, h: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.norm == "pre":
+            return h + self.dropout(branch(norm(h)))
+        return norm(h + self.dropout(branch(h)))
 
 
 class Denoiser(nn.Module):
@@ -109,13 +122,13 @@ class Denoiser(nn.Module):
         self.enter = nn.Identity() if same else nn.Linear(features, D)
         self.enter_guess = nn.Identity() if same else nn.Linear(features, D)
         self.enter_source = nn.Linear(features, D) if reads_source and not same else nn.Identity()
-        self.leave = nn.Identity() if same else nn.Linear(D, features)
+        self.leave = nn.Identity() if same and cfg.norm == "post" else nn.Linear(D, features)
         self.position = nn.Embedding(cfg.positions, D)
         self.time = nn.Sequential(nn.Linear(D, 2 * D), nn.SiLU(), nn.Linear(2 * D, D))
         self.time_in = nn.ModuleList(nn.Linear(D, D) for _ in range(cfg.layers))
         self.guess_in = nn.ModuleList(nn.Linear(D, D) for _ in range(cfg.layers))
         self.layers = nn.ModuleList(
-            Layer(D, cfg.heads, cfg.feedforward, cfg.dropout, reads_source) for _ in range(cfg.layers))
+            Layer(D, cfg.heads, cfg.feedforward, cfg.dropout, reads_source, cfg.norm) for _ in range(cfg.layers))
 
     def forward(self, x_t: Tensor, t: Tensor, guess: Tensor, source: Tensor | None = None,
                 source_mask: Tensor | None = None) -> Tensor:
@@ -126,9 +139,10 @@ class Denoiser(nn.Module):
         source = None if source is None else self.enter_source(source)
         half, seen = self.cfg.layers // 2, []
         for i, layer in enumerate(self.layers):
-            if self.cfg.skips:
-                h = h + seen[self.cfg.layers - 1 - i] if i >= half else h
+            if self.cfg.skips and i < half:
                 seen.append(h)
+            elif self.cfg.skips:
+                h = h + seen[self.cfg.layers - 1 - i]
             h = layer(h + self.time_in[i](e) + self.guess_in[i](guess), source, source_mask)
         return self.leave(h)
 

@@ -1,0 +1,190 @@
+"""The Ray cluster: which one, what it has, how to reach it, and how to keep its chatter out of the way.
+
+    RAY_ADDRESS, or what `ray start` left on this machine     joined
+    none of these                                            a local cluster that lives as long as the study
+
+Ray's token authentication is never left to defaults: a local cluster gets a token of its own, in the environment and
+nowhere on the disk; a cluster that is joined is asked for with the user's token where there is one.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from studies.engine.provenance import ROOT
+from studies.engine.study import BadInput, Resources, Study
+from trainables.config import near
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",      # no telemetry
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",          # a report waits for this; the default is 2 s
+    "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",    # two seconds of start-up
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",           # the ledger is the record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",                  # Ctrl-C is ours
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",           # leave CUDA_VISIBLE_DEVICES alone in tasks without a GPU
+    "TOKENIZERS_PARALLELISM": "false",                   # one thread a worker means one
+}
+
+
+def settle_environment() -> None:
+    """Telemetry off, and our settings where the user has none; before Ray and MLflow are imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node."""
+
+    address: str                        # host:port, or "local"
+    nodes: tuple[tuple[float, float], ...]
+
+    @property
+    def gpus(self) -> float:
+        return sum(gpus for _, gpus in self.nodes)
+
+    @property
+    def words(self) -> str:
+        where = "this machine" if self.address == "local" else f"the Ray cluster at {self.address}"
+        return f"{where} ({sum(cpus for cpus, _ in self.nodes):g} CPUs, {self.gpus:g} GPUs)"
+
+    def slots(self, resources: Resources) -> int:
+        """How many workers fit, node by node."""
+        return sum(int(min(cpus // resources.cpus, gpus // resources.gpus if resources.gpus else cpus))
+                   for cpus, gpus in self.nodes)
+
+    def trials(self, resources: Resources) -> int:
+        """How many trials can run at once.   BadInput: not one."""
+        concurrent = self.slots(resources) // resources.workers
+        if not concurrent:
+            raise BadInput(f"a trial needs {resources.workers} x ({resources.cpus} CPUs, {resources.gpus:g} GPUs); "
+                           f"{self.words} can never hold that.  --workers sets the workers of a trial, "
+                           "--scale a smaller recipe")
+        return concurrent
+
+
+def find_cluster() -> Cluster:
+    """The cluster that Ray would use.  Joins a running one; a local one is only measured, not started."""
+    address = os.environ.get("RAY_ADDRESS") or _left_by_ray_start()
+    if address and address != "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+        join(address)
+        return shape(address)
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)       # Ray reads both once, when it is imported
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Cluster("local", ((float(cores), float(torch.cuda.device_count())),))
+
+
+def shape(address: str) -> Cluster:
+    """The nodes of the cluster that this process has joined."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive))
+
+
+def join(address: str) -> None:
+    """Connect to a running cluster.   BadInput: it does not answer, or not to us."""
+    if address != "auto":
+        _knock(address)
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        with quiet(None):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
+                     runtime_env={"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"],
+                                  "env_vars": {name: os.environ[name] for name in SETTINGS}})
+    except Exception as error:          # Ray raises ConnectionError, RuntimeError, AuthenticationError, ...
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise BadInput(f"the Ray cluster at {address} cannot be joined: {reason[:300]}") from None
+
+
+def start_local(resources: Resources) -> None:
+    """Start a cluster on this machine; it ends with this process.  A no-op where one is joined."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+    os.environ.setdefault("OMP_NUM_THREADS", str(resources.cpus))
+    # Ray Train frees the resources of a killed group through the dashboard's State API; nothing else needs it.
+    ray.init(address="local", include_dashboard=resources.workers > 1, log_to_driver=False, logging_level=logging.ERROR,
+             object_store_memory=128 * 2**20)
+
+
+def choose_scale(study: Study, asked: str | None, cluster: Cluster) -> tuple[str, str]:
+    """The scale, and why."""
+    if asked is not None:
+        if asked not in study.scales:
+            raise BadInput(f"--scale: {study.name} has no scale {asked!r}{near(asked, study.scales)}")
+        return asked, "asked for"
+    scale = "paper" if cluster.gpus else "laptop"
+    if scale not in study.scales:
+        return next(iter(study.scales)), "the study's first"
+    return scale, f"{cluster.words}, and paper size wants GPUs"
+
+
+def _left_by_ray_start() -> str | None:
+    """The address of a cluster that `ray start` left on this machine, if it still answers."""
+    path = Path(os.environ.get("RAY_TMPDIR") or "/tmp/ray") / "ray_current_cluster"
+    try:
+        address = path.read_text().strip()
+        _knock(address)
+        return address
+    except (OSError, BadInput):
+        return None
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise BadInput(f"RAY_ADDRESS: {address!r} is not host:port")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise BadInput(f"no Ray cluster answers at {address}: {error}.  "
+                       "Unset RAY_ADDRESS to run on this machine") from None
+
+
+def _has_token() -> bool:
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+@contextlib.contextmanager
+def quiet(log: Path | None) -> Iterator[TextIO]:
+    """What this process and its children print goes to `log` (None: nowhere); yields a stream that reaches the user."""
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    plain = sys.stdout is sys.__stdout__
+    saved = [os.dup(1), os.dup(2)]
+    # Under something that replaced sys.stdout, that something is the user.
+    user = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace", buffering=1) if plain else sys.stdout
+    try:
+        with open(log or os.devnull, "a", encoding="utf-8", buffering=1) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield user
+    finally:
+        for number, copy in enumerate(saved, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
+        if plain:
+            user.close()

@@ -1,0 +1,214 @@
+"""The command line that all studies share.
+
+    if __name__ == "__main__":
+        main(study)
+
+Exit codes: 0 all fine, 1 a cell failed or diverged, 2 bad input (said in one screen, before anything starts),
+130 stopped by Ctrl-C or SIGTERM; typing the same command again continues.
+"""
+
+import contextlib
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.text import Text
+
+from studies.engine import report
+from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
+from studies.engine.ledger import Ledger
+from studies.engine.live import View, span
+from studies.engine.options import Options, check, open_store, prepare
+from studies.engine.plan import Plan
+from studies.engine.provenance import code
+from studies.engine.study import BadInput, Study
+from trainables.config import ConfigError
+
+
+def main(study: Study, arguments: list[str] | None = None) -> None:
+    """Run the study as the command line says, and exit with its code.  `arguments`: sys.argv where None."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+    @app.command(help=f"{study.question}  {study.expectation}")
+    def command(
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and leave.")] = False,
+        scale: Annotated[str | None, typer.Option(
+            help=f"{' | '.join(study.scales)}; without it, paper where there are GPUs, else laptop.")] = None,
+        data: Annotated[str | None, typer.Option(
+            help="A built-in name, hub-name:column, or a file: texts.txt, texts.jsonl[:field], "
+                 "texts.csv:column[:group].")] = None,
+        test_data: Annotated[str | None, typer.Option(help="A file of test texts, beside a --data file.")] = None,
+        seeds: Annotated[int | None, typer.Option(help=f"Paired seeds per arm; without it, {study.seeds}.")] = None,
+        arms: Annotated[str | None, typer.Option(help=f"Comma-separated, of: {', '.join(study.arms)}.")] = None,
+        assignments: Annotated[list[str] | None, typer.Option(
+            "--set", help="path=value, in every arm; again for more.")] = None,
+        workers: Annotated[int | None, typer.Option(help="Workers per trial, joined by Ray Train.")] = None,
+        out: Annotated[Path, typer.Option(
+            help="Where results go; on a cluster, where every node sees it.")] = Path("results"),
+        store: Annotated[str | None, typer.Option(
+            help="Where stages go: a folder or a URL; without it, OUT/stages.")] = None,
+        json: Annotated[Path | None, typer.Option(help="Write the outcome here, for programs.")] = None,
+        report: Annotated[bool, typer.Option(
+            "--report", help="Print the table from what is recorded; run nothing.")] = False,
+    ) -> None:
+        raise typer.Exit(conduct(study, Options(
+            scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
+            workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report)))
+
+    app(args=arguments, prog_name=f"{study.name}.py")
+
+
+def conduct(study: Study, options: Options) -> int:
+    """Everything between the command line and the exit code."""
+    began = time.time()
+    settle_environment()
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160             # a log has no edge that a table could respect
+    try:
+        check(study, options)
+        ledger = Ledger(options.out / study.name)
+        cluster = None if options.report else find_cluster()
+        plan = prepare(study, options, ledger, cluster)
+        if options.dry_run:
+            console.print(Text("\n".join(plan.lines())), soft_wrap=True)
+            warn(plan, cluster, console)
+            return 0
+        if not options.report:
+            assert cluster is not None
+            with alone(ledger.folder):
+                carry_out(plan, options, ledger, cluster, console)
+        return tell(plan, options, ledger, console, began)
+    except (BadInput, ConfigError) as error:
+        Console(stderr=True, highlight=False).print(Text(f"error: {error}"), soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print(Text("stopped; the same command continues from here"))
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def warn(plan: Plan, cluster: Cluster | None, console: Console) -> None:
+    """What would stop the plan here: a plan for a cluster may be read on a laptop."""
+    try:
+        if cluster is not None:
+            cluster.trials(plan.resources)
+    except BadInput as error:
+        console.print(Text(f"\nit cannot run here: {error}"), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One driver per study and folder; the lock goes with its process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".driver.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"another run of this study is at work in {folder}: wait for it, "
+                       "or name another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console) -> None:
+    """Run what is missing, and ship to MLflow what it tells."""
+    from studies.engine.tracking import Shipper, Tracking, parent_story
+
+    console.print(Text("\n".join(plan.lines()[:9])), soft_wrap=True)
+    log = ledger.folder / "ray.log"
+    with quiet(log):
+        tracking = Tracking(plan.study.name, options.out)
+    source = code()
+    story = parent_story(ledger, plan, source)
+    shipper = Shipper(tracking, ledger.folder / "outbox")
+    shipper.drain()
+    tracking.settle({cell.key for cell in plan.missing})
+    shipper.start()
+    status = "stopped"
+    try:
+        if plan.missing:
+            run_missing(plan, options, ledger, cluster, log, source)
+        findings = report.Findings(plan, ledger)
+        status = "failed" if findings.failed() else "done"
+    finally:
+        shipper.drain()
+        write_report(plan, options, ledger, tracking.runs)
+        story.end(status, 0.0, texts={name: (ledger.folder / name).read_text(encoding="utf-8")
+                                      for name in ("table.md", "outcome.json")})
+        story.close()
+        whole = shipper.close()
+        if whole:
+            tracking.settle(set())
+        else:
+            console.print(Text(f"MLflow did not take everything ({shipper.problem}); nothing is lost, "
+                               "and the same command ships the rest"), soft_wrap=True)
+
+
+def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, log: Path, source: Any) -> None:
+    """Start Ray where it is not there, run, and end what was started."""
+    with quiet(log) as user:
+        import ray
+
+        from studies.engine.inline import Place
+        from studies.engine.run import run
+        console = Console(file=user, highlight=False)
+        place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
+                      store=open_store(options).url, resources=plan.resources, code=source)
+        ours = not ray.is_initialized()
+        try:
+            start_local(plan.resources)
+            with View(plan, ledger, console) as view:
+                run(plan, place, shape(cluster.address), view)
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, str]) -> report.Findings:
+    """plan.md, table.md and outcome.json in the study's folder, and --json's file."""
+    findings = report.Findings(plan, ledger)
+    result = report.as_json(report.outcome(findings, runs, code().commit))
+    ledger.folder.mkdir(parents=True, exist_ok=True)
+    (ledger.folder / "plan.md").write_text("\n".join(plan.lines()) + "\n", encoding="utf-8")
+    (ledger.folder / "table.md").write_text(report.markdown(findings) + "\n", encoding="utf-8")
+    (ledger.folder / "outcome.json").write_text(result, encoding="utf-8")
+    if options.json is not None:
+        options.json.write_text(result, encoding="utf-8")
+    return findings
+
+
+def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: float) -> int:
+    """Print the table, the best arm's texts, and where to look next."""
+    from studies.engine.tracking import run_ids, shown, tracking_uri
+
+    findings = write_report(plan, options, ledger, run_ids(ledger.folder / "outbox", options.out))
+    console.print()
+    console.print(report.rich_table(findings))
+    console.print(Text(report.CAPTION), soft_wrap=True)
+    best, texts, real = report.samples(findings)
+    for title, some in ((f"{best} writes", texts), ("real texts", real)):
+        if some:
+            console.print(Text(f"\n{title}", style="bold"))
+            for text in some:
+                console.print(Text(f"  {text}"), soft_wrap=True)
+    console.print(Text(f"\ntable and samples   {ledger.folder / 'table.md'}\n"
+                       f"for programs        {ledger.folder / 'outcome.json'}\n"
+                       f"curves, parameters  mlflow ui --host 127.0.0.1 --backend-store-uri "
+                       f"{shlex.quote(shown(tracking_uri(options.out)))}\n"
+                       f"{span(time.time() - began)}"), soft_wrap=True)
+    return 1 if findings.failed() else 0
+
+
+def _as_interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

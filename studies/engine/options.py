@@ -1,0 +1,110 @@
+"""What was typed, checked, and made into a plan: everything that can be wrong is said here, before anything starts."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from studies.engine.cluster import Cluster, choose_scale
+from studies.engine.ledger import Ledger
+from studies.engine.plan import Plan, make_plan
+from studies.engine.study import BadInput, Checks, Study
+from trainables.config import ConfigError, near
+from trainables.stages import Context, Store
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed."""
+
+    scale: str | None
+    data: str | None
+    test_data: str | None
+    seeds: int | None
+    arms: str | None
+    assignments: tuple[str, ...]
+    workers: int | None
+    out: Path
+    store: str | None
+    json: Path | None
+    dry_run: bool
+    report: bool
+
+
+def check(study: Study, options: Options) -> None:
+    """Refuse what can be refused by looking.   BadInput"""
+    if options.seeds is not None and options.seeds < 1:
+        raise BadInput(f"--seeds: at least 1, not {options.seeds}")
+    if options.workers is not None and options.workers < 1:
+        raise BadInput(f"--workers: at least 1, not {options.workers}")
+    for name in chosen_arms(study, options):
+        if name not in study.arms:
+            raise BadInput(f"--arms: {study.name} has no arm {name!r}{near(name, study.arms)}")
+    if options.test_data is not None and options.data is None:
+        raise BadInput("--test-data goes with a --data file")
+    for folder, flag in ((options.out, "--out"), (options.json.absolute().parent if options.json else None, "--json")):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".writable-{time.time_ns()}"
+                probe.touch()
+                probe.unlink()
+        except OSError as error:
+            raise BadInput(f"{flag}: cannot write into {folder}: {error.strerror}") from None
+    if options.json is not None and options.json.is_dir():
+        raise BadInput(f"--json: {options.json} is a folder; name a file")
+
+
+def chosen_arms(study: Study, options: Options) -> list[str]:
+    """The arms to compare, in the study's order where they are its own."""
+    if options.arms is None:
+        return list(study.arms)
+    asked = list(dict.fromkeys(name.strip() for name in options.arms.split(",") if name.strip()))
+    if not asked:
+        raise BadInput("--arms: name at least one")
+    return sorted(asked, key=lambda name: list(study.arms).index(name) if name in study.arms else -1)
+
+
+def open_store(options: Options) -> Store:
+    return Store(options.store or options.out / "stages", cache=options.out / "stages")
+
+
+def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | None) -> Plan:
+    """The plan of what was typed.   BadInput, ConfigError"""
+    store = open_store(options)
+    if cluster is not None:
+        scale, why = choose_scale(study, options.scale, cluster)
+    elif options.scale is None and (past := ledger.cells()):
+        scale, why = max(past, key=lambda record: record["ended"])["scale"], "the last that ran"
+    else:
+        scale, why = choose_scale(study, options.scale or next(iter(study.scales)), Cluster("local", ()))
+    if scale not in study.scales:
+        raise BadInput(f"--scale: what ran last, {scale!r}, is gone; name one of {', '.join(study.scales)}")
+    resources = study.scales[scale].resources
+    if options.workers is not None:
+        resources = replace(resources, workers=options.workers)
+    if cluster is not None and not options.dry_run:
+        cluster.trials(resources)       # refuses what can never fit
+    data = None
+    if options.data is not None:
+        from trainables.text.corpora import choose_data
+        data = choose_data(options.data, options.test_data, store)
+    plan = make_plan(study, scale=scale, why=why, ledger=ledger, store=store, resources=resources, data=data,
+                     seeds=options.seeds or study.seeds, arms=chosen_arms(study, options),
+                     assignments=options.assignments)
+    if not options.report:
+        check_world(plan, store)
+    return plan
+
+
+def check_world(plan: Plan, store: Store) -> None:
+    """Ask the trials that will run, and the stages they will make, whether they can.   ConfigError"""
+    asked: set[Any] = set()
+    for cell in plan.missing:
+        for thing in (cell.trial, *(stage for stage in cell.stages() if not store.has(stage))):
+            if thing not in asked and isinstance(thing, Checks):
+                try:
+                    thing.check(Context(store))
+                except ConfigError as error:
+                    raise ConfigError(error.path, f"{error.problem} [arm {cell.arm!r}]") from None
+            asked.add(thing)

@@ -1,0 +1,34 @@
+"""Where a result came from: the commit, and what the tree said besides."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 500_000                       # characters of a diff that are kept
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that runs: commit, and the difference of the working tree to it ("" when clean)."""
+
+    commit: str
+    diff: str
+
+
+def code(root: Path = ROOT) -> Code:
+    """The state of the repository that this file lies in; commit "unknown" outside of one."""
+    commit = _git(root, "rev-parse", "HEAD").strip()
+    if not commit:
+        return Code("unknown", "")
+    new = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+    diff = _git(root, "diff", "HEAD", "--no-ext-diff") + "".join(f"untracked: {name}\n" for name in new)
+    return Code(commit, diff[:LONGEST])
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20,
+                              errors="replace", check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

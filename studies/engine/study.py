@@ -1,0 +1,173 @@
+"""A study: a question, what is compared, what is reported.
+
+    study = Study(
+        name="ablation_encoder",
+        question="Which encodings are worth diffusing?",
+        expectation="Contextual encodings beat plain embeddings.",
+        scales={"laptop": Scale(tencdm_laptop()), "paper": Scale(tencdm(), Resources(gpus=1))},
+        arms={
+            "BERT": Arm(laptop={"system.encoder": Bert(weights=Small())}, paper={...}),
+            "long": Arm({"training.steps": 2_000}),
+        },
+        report=(Minimise("test/illegal"), Maximise("test/mauve"), Watch("test/length")),
+    )
+
+The first arm is the base that the others are compared with; the first metric with a direction picks the best arm.
+Every arm is built at every scale when the study is constructed, so a typo is an error before Ray is even imported.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from trainables.config import ConfigError, assign, near, override
+from trainables.stages import Context, Stage
+
+
+class BadInput(Exception):
+    """Something a user can mend: said in one screen without a traceback, exit code 2, before anything starts."""
+
+
+class TrialConfig(Protocol):
+    """What the engine needs of a trial config: a metrics stage writes metrics.json, a samples stage samples.jsonl."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def system(self) -> Any: ...
+    @property
+    def data(self) -> Any: ...
+    def samples(self) -> Stage: ...
+    def metrics(self) -> Stage: ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A trial, or a stage, that can tell beforehand that the world outside does not fit: a folder that is no
+    checkpoint, texts that are too short.  The engine asks the trials that will run and the stages they will make.
+    """
+
+    def check(self, context: Context) -> None:
+        """ConfigError, with the path, where making it is bound to fail."""
+
+
+@dataclass(frozen=True)
+class Minimise:
+    """A metric of which less is better."""
+
+    metric: str
+
+
+@dataclass(frozen=True)
+class Maximise:
+    """A metric of which more is better."""
+
+    metric: str
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A metric that is reported and has no better."""
+
+    metric: str
+
+
+Metric = Minimise | Maximise | Watch
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker of a trial holds, and how many workers a trial has.
+
+    A worker computes with exactly `cpus` threads: trials never thrash, and a float sum has the same order, so the same
+    last digit, whoever else is running.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+    workers: int = 1
+
+    def __post_init__(self):
+        if self.cpus < 1 or self.workers < 1 or self.gpus < 0:
+            raise ValueError(f"a trial needs a worker with a CPU or more, and no negative GPUs: {self}")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus must be a fraction of one or a whole number, not {self.gpus}")
+
+
+class Arm:
+    """What an arm changes of the base: dotted path -> value, at all scales (`changes`) and at one (`laptop={...}`)."""
+
+    def __init__(self, changes: Mapping[str, Any] | None = None, /, **by_scale: Mapping[str, Any]):
+        self.common, self.by_scale = dict(changes or {}), {scale: dict(own) for scale, own in by_scale.items()}
+
+    def changes(self, scale: str) -> dict[str, Any]:
+        """The changes at one scale."""
+        return self.common | self.by_scale.get(scale, {})
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size at which the question is asked: the recipe that arms change, and what a trial of it holds."""
+
+    base: TrialConfig
+    resources: Resources = Resources()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question, what is compared, what is reported.   ConfigError, with arm and path: an arm cannot be built"""
+
+    name: str
+    question: str
+    scales: Mapping[str, Scale]
+    arms: Mapping[str, Arm]
+    report: tuple[Metric, ...]
+    expectation: str = ""
+    seeds: int = 3
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise ValueError(f"a study's name is a folder's name, in small letters, digits, - and _: not {self.name!r}")
+        if not self.scales or not self.arms or not self.report or self.seeds < 1:
+            raise ValueError(f"{self.name}: a study needs a scale, an arm, a metric and a seed")
+        for name, arm in self.arms.items():
+            for scale in arm.by_scale:
+                if scale not in self.scales:
+                    raise ConfigError(f"arm {name!r}", f"no scale {scale!r}{near(scale, self.scales)}")
+        for scale in self.scales:
+            built: dict[Any, str] = {}
+            for name in self.arms:
+                twin = built.setdefault(self.trial(scale, name), name)
+                if twin != name:
+                    raise ConfigError(f"arm {name!r}", f"is the same trial as arm {twin!r} at scale {scale!r}")
+
+    @property
+    def base(self) -> str:
+        """The name of the arm that the others are compared with."""
+        return next(iter(self.arms))
+
+    @property
+    def deciding(self) -> Metric | None:
+        """The metric that says which arm is best."""
+        return next((metric for metric in self.report if not isinstance(metric, Watch)), None)
+
+    def trial(self, scale: str, arm: str, *, seed: int = 0, data: Any = None, assignments: Iterable[str] = ()) -> Any:
+        """The arm's trial.  `assignments` are path=value texts; they go on top of the arm, and may not undo it."""
+        base, changes = self.scales[scale].base, self.arms[arm].changes(scale)
+        try:
+            if data is not None:
+                base = override(base, {"data": data})
+            trial = override(base, changes)
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm!r}: {error.path}", error.problem) from None
+        for text in (assignments := tuple(assignments)):
+            path = text.partition("=")[0].strip()
+            fixed = {"seed": "comes from --seeds", "data": "comes from --data"} | dict.fromkeys(changes, "is compared")
+            for taken, why in fixed.items():
+                if taken == path or taken.startswith(path + "."):
+                    raise ConfigError(path, f"{taken} {why}; it cannot be set as well")
+        try:
+            return override(assign(trial, assignments), {"seed": seed})
+        except ConfigError as error:
+            raise ConfigError(error.path, f"{error.problem} [arm {arm!r}]") from None

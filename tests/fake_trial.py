@@ -1,0 +1,187 @@
+"""A trial that takes milliseconds and has everything a real one has: data, a shared stage, training that resumes,
+samples, metrics; and levers to slow it down, to make it fail, and to make it diverge."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from trainables.config import ConfigError, config
+from trainables.randomness import seed_of
+from trainables.stages import Context, Stage
+from trainables.text.corpora import Imported, Stories, read_texts
+from trainables.text.rows import write_rows
+from trainables.training.train import Diverged
+
+
+@config
+class Words:
+    """The built-in corpus of this trial."""
+
+    size: int = 40
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return ()
+
+    def make(self, out: Path, context: Context) -> None:
+        rows = [{"text": f"story number {i}"} for i in range(self.size)]
+        write_rows(out, {split: rows for split in ("train", "judge", "valid", "test")})
+
+
+Data = Words | Imported | Stories
+
+
+@config
+class Table:
+    """A shared stage: every seed of an arm asks for it."""
+
+    data: Data
+    kind: str
+    broken: bool = False
+
+    version: ClassVar[int] = 1
+    curve: ClassVar[str] = "table"
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.data,)
+
+    def make(self, out: Path, context: Context) -> None:
+        if self.broken:
+            raise RuntimeError(f"no table of kind {self.kind!r}")
+        texts = read_texts(context.get(self.data), "train")
+        for step in (1, 2):
+            context.record(step, {"train/loss": 1.0 / step})
+        (out / "table.json").write_text(json.dumps({"texts": len(texts)}))
+
+
+@config
+class Linear:
+    gain: float = 1.0
+
+    def __post_init__(self):
+        if self.gain <= 0:
+            raise ValueError(f"gain must be positive, not {self.gain}")
+
+
+@config
+class Square:
+    gain: float = 2.0
+
+
+@config
+class System:
+    kind: Literal["plain", "fancy", "odd"] = "plain"
+    shape: Linear | Square = Linear()
+    broken_table: bool = False
+
+
+@config
+class Training:
+    steps: int = 10
+    pause: float = 0.0                  # seconds a step takes
+    fail_at: int = 0                    # 0: never
+    diverge_at: int = 0
+    die_at: int = 0                     # the process kills itself here, once
+
+
+@config
+class Trained:
+    system: System
+    data: Data
+    training: Training
+    seed: int
+
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+    together: ClassVar[bool] = True
+
+    def table(self) -> Table:
+        return Table(data=self.data, kind=self.system.kind, broken=self.system.broken_table)
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.table(),)
+
+    def make(self, out: Path, context: Context) -> None:
+        context.get(self.table())
+        state = out / "state.json"
+        step, total = json.loads(state.read_text()) if state.exists() else (0, 0.0)
+        while step < self.training.steps:
+            step += 1
+            if self.training.die_at == step and not (out / "died").exists():
+                (out / "died").touch()
+                os.kill(os.getpid(), 9)
+            if self.training.fail_at == step:
+                raise RuntimeError(f"it broke at step {step}")
+            if self.training.diverge_at == step:
+                raise Diverged(step, math.inf, math.nan)
+            time.sleep(self.training.pause)
+            mine = seed_of(self.seed, self.system.kind, step) % 1000 / 1000
+            total += float(context.parallel.mean(torch.tensor([mine * self.system.shape.gain])))
+            if context.parallel.rank == 0:
+                beside = out / "state.tmp"
+                if step % 3 == 0:                          # a checkpoint now and then: a resume repeats steps
+                    beside.write_text(json.dumps([step, total]))
+                    os.replace(beside, state)
+                context.record(step, {"train/loss": total / step})
+        if context.parallel.rank == 0:
+            (out / "weights.json").write_text(json.dumps({"total": total, "workers": context.parallel.world,
+                                                          "threads": torch.get_num_threads()}))
+
+
+@config
+class Sampled:
+    checkpoint: Trained
+    count: int = 8
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.checkpoint,)
+
+    def make(self, out: Path, context: Context) -> None:
+        total = json.loads((context.get(self.checkpoint) / "weights.json").read_text())["total"]
+        kind = self.checkpoint.system.kind
+        lines = [json.dumps({"text": f"{kind} [text] {i} {total:.3f}"}) for i in range(self.count)]
+        (out / "samples.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@config
+class Scored:
+    samples: Sampled
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.samples, self.samples.checkpoint)
+
+    def make(self, out: Path, context: Context) -> None:
+        context.get(self.samples)
+        weights = json.loads((context.get(self.samples.checkpoint) / "weights.json").read_text())
+        (out / "metrics.json").write_text(json.dumps({
+            "test/error": weights["total"], "test/quality": 10 - weights["total"],
+            "workers": weights["workers"], "threads": weights["threads"]}))
+
+
+@config
+class Trial:
+    """`check` is asked before anything starts."""
+
+    system: System = System()
+    data: Data = Words()
+    training: Training = Training()
+    samples_drawn: int = 8
+    seed: int = 0
+
+    def samples(self) -> Sampled:
+        trained = Trained(system=self.system, data=self.data, training=self.training, seed=self.seed)
+        return Sampled(checkpoint=trained, count=self.samples_drawn)
+
+    def check(self, context: Context) -> None:
+        if self.training.steps > 1000:
+            raise ConfigError("training.steps", "a fake trial has no such patience")
+
+    def metrics(self) -> Scored:
+        return Scored(samples=self.samples())

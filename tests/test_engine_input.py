@@ -1,0 +1,119 @@
+"""Bad input: one clear sentence, exit code 2, and nothing has started."""
+
+import os
+
+import pytest
+from fake_trial import Trial
+from filelock import FileLock
+
+from studies.engine.main import main
+from studies.engine.study import Arm, Minimise, Resources, Scale, Study
+from studies.engine.tracking import shown
+
+STUDY = Study(name="toy", question="Which?", report=(Minimise("test/error"),),
+              arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})},
+              scales={"laptop": Scale(Trial()), "paper": Scale(Trial(samples_drawn=9), Resources(gpus=64))})
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
+        monkeypatch.delenv(name)
+
+
+def refused(capsys, out, *arguments: str) -> str:
+    """What a command line says when it ends with exit code 2 and has not run a thing."""
+    with pytest.raises(SystemExit) as ended:
+        main(STUDY, ["--out", str(out), *arguments])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2, printed
+    assert "Traceback" not in printed.err and len(printed.err.splitlines()) < 24
+    assert not (out.is_dir() and (list(out.glob("toy/cells/*")) or list(out.glob("mlflow.db"))))
+    return " ".join(printed.err.split())
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--set", "training.stepz=3"], "training.stepz: Training has no field 'stepz' (did you mean 'steps'?)"),
+    (["--set", "trainin.steps=3"], "did you mean 'training'?"),
+    (["--set", "training.steps=few"], "training.steps: must be int"),
+    (["--set", "training.steps"], "expected path=value"),
+    (["--set", "system.shape.gain=-1"], "system.shape.gain: gain must be positive, not -1.0"),
+    (["--set", "training.steps=2000"], "training.steps: a fake trial has no such patience"),
+    (["--arms", "plain,fancyy"], "no arm 'fancyy' (did you mean 'fancy'?)"),
+    (["--arms", ","], "name at least one"),
+    (["--scale", "lapptop"], "did you mean 'laptop'?"),
+    (["--scale", "paper"], "64 GPUs"),
+    (["--workers", "500"], "500 x (1 CPUs, 0 GPUs)"),
+    (["--workers", "0"], "at least 1"),
+    (["--seeds", "0"], "at least 1"),
+    (["--seeds", "three"], "--seeds"),
+    (["--data", "no-such-corpus"], "no file and no built-in corpus"),
+    (["--test-data", "a.txt"], "goes with a --data file"),
+    (["--bogus"], "No such option"),
+])
+def test_what_is_typed_wrong_is_refused(arguments, words, tmp_path, capsys):
+    assert words in refused(capsys, tmp_path / "out", *arguments)
+
+
+@pytest.mark.parametrize("name, content, column, words", [
+    ("absent.txt", None, "", "no such file"),
+    ("empty.txt", b"", "", "empty"),
+    ("latin.txt", "sm\xf8rrebr\xf8d\n".encode("latin-1") * 99, "", "UTF-8"),
+    ("few.txt", b"one text\n", "", "text"),
+    ("table.csv", b"mr,ref\n" + b"a,a text\n" * 99, ":reff", "did you mean 'ref'?"),
+])
+def test_data_files_that_cannot_be_used_are_refused(name, content, column, words, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert words in refused(capsys, tmp_path / "out", "--data", f"{tmp_path / name}{column}")
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert "--out: cannot write into" in refused(capsys, tmp_path / "file")
+    assert "--json" in refused(capsys, tmp_path / "out", "--json", str(tmp_path / "file" / "outcome.json"))
+    assert "is a folder" in refused(capsys, tmp_path / "out", "--json", str(tmp_path))
+
+
+def test_a_ray_address_that_does_not_answer_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "no Ray cluster answers at 127.0.0.1:1" in refused(capsys, tmp_path / "out")
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    assert "is not host:port" in refused(capsys, tmp_path / "out")
+
+
+def test_a_tracking_server_that_does_not_answer_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:1/?token=secret")
+    said = refused(capsys, tmp_path / "out")
+    assert "no tracking server answers at http://127.0.0.1:1" in said and "secret" not in said
+
+
+def test_two_drivers_of_one_study_do_not_meet(tmp_path, capsys):
+    (tmp_path / "toy").mkdir()
+    with FileLock(tmp_path / "toy" / ".driver.lock"):
+        assert "another run of this study is at work" in refused(capsys, tmp_path)
+
+
+@pytest.mark.parametrize("uri, safe", [
+    ("sqlite:////home/a/mlflow.db", "sqlite:////home/a/mlflow.db"),
+    ("https://ada:secret@host:5000/x?token=secret", "https://host:5000/x"),
+    ("postgresql://ada:secret@host/db", "postgresql://host/db"),
+    ("databricks", "databricks"),
+])
+def test_a_tracking_uri_is_shown_without_its_secrets(uri, safe):
+    assert shown(uri) == safe
+
+
+def test_a_plan_for_a_cluster_can_be_read_on_a_laptop(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(STUDY, ["--out", str(tmp_path), "--scale", "paper", "--dry-run"])
+    assert ended.value.code == 0 and "it cannot run here" in capsys.readouterr().out
+
+
+def test_help_needs_no_cluster(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(STUDY, ["--help"])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0 and all(flag in printed for flag in ("--dry-run", "--set", "--json", "--report"))

@@ -1,0 +1,194 @@
+"""One trial: train a system on data, sample from it, score the samples.
+
+    corpus -> ... the system's own stages ... -> checkpoint -> samples -> metrics
+
+A trial is a chain of nouns, each a stage that is found when it was made before: a study of samplers trains nothing, and
+a metric added next month recomputes metrics only.  `run(trial, context)` is the whole of it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from trainables.config import ConfigError, config
+from trainables.diffusion.sampler import Sampling, sample
+from trainables.evaluation.evaluation import Evaluation
+from trainables.randomness import seed_of, step_rng
+from trainables.stages import Context, Stage, Store
+from trainables.system import Batch
+from trainables.tencdm import TEncDM
+from trainables.text.corpora import Data, Imported, Stories, read_rows
+from trainables.text.encoders import imported
+from trainables.training.batches import Batches
+from trainables.training.train import Training, load_weights, train
+
+System = TEncDM                     # the closed set of systems: a sixth is one more name in this union
+
+
+@config
+class Trial:
+    """Everything that decides a result, the seed included; nothing that does not."""
+
+    system: System
+    data: Data
+    training: Training
+    sampling: Sampling
+    evaluation: Evaluation
+    seed: int = 0
+
+    def checkpoint(self) -> "Trained":
+        return Trained(system=self.system, data=self.data, training=self.training, seed=self.seed)
+
+    def samples(self) -> "Sampled":
+        return Sampled(checkpoint=self.checkpoint(), sampling=self.sampling)
+
+    def metrics(self) -> "Scored":
+        return Scored(samples=self.samples(), evaluation=self.evaluation, split="test")
+
+    def settled(self, store: Store) -> "Trial":
+        """The same trial with every folder that it names replaced by its content, which is put into the store.
+
+        ConfigError, with the dotted path, for a folder that is no checkpoint, or of another kind.
+        """
+        return imported(self, store)
+
+    def check(self, store: Store) -> None:
+        """Refuse texts that cannot be learned from.  A corpus that must be downloaded first is not waited for.
+
+        ConfigError, with the dotted path.
+        """
+        if not isinstance(self.data, (Stories, Imported)) and not store.has(self.data):
+            return
+        data = Context(store).get(self.data)
+        for split in ("train", "valid", "test"):
+            rows = read_rows(data, split)
+            if self.system.reads_source and not all(row.get("source") for row in rows):
+                raise ConfigError("system.source_length", f"the texts of {split} have no sources to read; it must be 0")
+        longest = max(len(row["text"].split()) for row in read_rows(data, "train"))
+        if longest < 4:
+            raise ConfigError("data", f"the longest text has {longest} words; a text model needs texts of 4 or more")
+
+
+def run(trial: Trial, context: Context) -> dict[str, float]:
+    """The trial's metrics, by name; whatever they need is found or made."""
+    return json.loads((context.get(trial.metrics()) / "metrics.json").read_text(encoding="utf-8"))
+
+
+@config
+class Trained:
+    """The averaged weights of a trained system, and curve.jsonl.  Unfinished training is kept and continued."""
+
+    system: System
+    data: Data
+    training: Training
+    seed: int
+
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+    together: ClassVar[bool] = True          # several workers may make it
+
+    def needs(self) -> tuple[Stage, ...]:
+        return self.system.stages(self.data)
+
+    def make(self, out: Path, context: Context) -> None:
+        torch.manual_seed(seed_of(self.seed, "initial weights"))        # seeded before the network is built
+        system = self.system.build(self.data, context)
+        curve = Curve(out / "curve.jsonl") if context.parallel.rank == 0 else None
+
+        def record(step: int, metrics: Mapping[str, float]) -> None:
+            context.record(step, metrics)
+            if curve is not None:
+                curve.add(step, metrics)
+
+        train(system, system.batches("train"), self.training, seed=self.seed, out=out,
+              context=replace(context, record=record), validate=system.batches("valid"), parallel=context.parallel)
+
+
+@config
+class Sampled:
+    """Texts drawn from a checkpoint: samples.jsonl, {"text", and "source" where one was read}."""
+
+    checkpoint: Trained
+    sampling: Sampling
+
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.checkpoint, *self.checkpoint.needs())
+
+    def make(self, out: Path, context: Context) -> None:
+        cfg = self.checkpoint.system
+        system = cfg.build(self.checkpoint.data, context)
+        load_weights(system, context.get(self.checkpoint))
+        system.to(context.device).eval()
+        read = system.batches("test") if cfg.reads_source else None
+        with open(out / "samples.jsonl", "w", encoding="utf-8") as file:
+            for first in range(0, self.sampling.count, self.sampling.batch):
+                rows = min(self.sampling.batch, self.sampling.count - first)
+                rng = step_rng(seed_of(self.checkpoint.seed, "samples"), first, context.device)
+                batch = None if read is None else sources(read, first, rows).to(context.device)
+                texts = system.decode(*sample(system, self.sampling, (rows, cfg.length), rng, batch), batch)
+                written = [""] * rows if batch is None or batch.source is None else system.encodings.texts(batch.source.ids)
+                for text, source in zip(texts, written, strict=True):
+                    row = {"text": text} | ({"source": source} if read is not None else {})
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def sources(batches: Batches, first: int, rows: int) -> Batch:
+    """The sources of `rows` texts from the `first` on, cycling."""
+    return batches.take(torch.arange(first, first + rows) % len(batches))
+
+
+@config
+class Scored:
+    """metrics.json: the samples' scores against real texts of `split`, and what training ended with."""
+
+    samples: Sampled
+    evaluation: Evaluation
+    split: str
+
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.samples, *self.evaluation.needs(self.samples.checkpoint.data, (self.split,)))
+
+    def make(self, out: Path, context: Context) -> None:
+        data = self.samples.checkpoint.data
+        texts = [row["text"] for row in read_lines(context.get(self.samples) / "samples.jsonl")]
+        scores = self.evaluation.measure(texts, self.split, data, context)
+        ended = read_curve(context.get(self.samples.checkpoint) / "curve.jsonl")
+        metrics = {f"{self.split}/{name}": value for name, value in scores.values.items()}
+        (out / "metrics.json").write_text(json.dumps(metrics | {
+            name: value for name, value in ended.items() if name.startswith("valid/")}, indent=1), encoding="utf-8")
+        (out / "absent.json").write_text(json.dumps(scores.absent, indent=1), encoding="utf-8")
+
+
+# ---------------------------------------------------------------- curves and lines
+
+
+class Curve:
+    """A checkpoint's own learning curve, so that a later study that finds the checkpoint finds it too."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_lines(path: Path) -> list[dict]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def read_curve(path: Path) -> dict[str, float]:
+    """The last value of everything recorded.  Steps that a killed run repeated are later lines, so they win."""
+    last: dict[str, float] = {}
+    for row in read_lines(path):
+        last |= {name: value for name, value in row.items() if name != "step"}
+    return last
