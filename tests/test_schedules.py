@@ -22,8 +22,8 @@ from trainables.diffusion.schedules import (
 )
 
 ALL = [member() for member in typing.get_args(Schedule)] + [
-    Tangent(d=1.0), Cosine(scale=0.1), Cosine(clamp=0.0), SimpleLinear(scale=0.1), Sigmoid(scale=0.5), SquaredDecay(scale=2.0),
-    LinearBeta(steps=100), CosineBeta(steps=50), Karras(low=0.1, high=100.0, rho=7.0)]
+    Tangent(d=1.0), Cosine(scale=0.1), Cosine(clamp=0.0), SimpleLinear(scale=0.1), Sigmoid(scale=0.5),
+    SquaredDecay(scale=2.0), LinearBeta(steps=100), CosineBeta(steps=50), Karras(low=0.1, high=100.0, rho=7.0)]
 CLAMPED = (Cosine, SimpleLinear, Sigmoid, SquaredDecay)
 
 TIMES = [0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 1]
@@ -44,8 +44,10 @@ ABAR = [
 ]
 INDICES = [0, 1, 9, 99, 199, 249, 499, 599, 749, 899, 998, 999]
 DISCRETE = [
-    (LinearBeta(), ".9999 .999780 .998105 .897018 .659039 .524085 .0785872 .0258794 .00335055 2.75206e-4 4.11819e-5 4.03583e-5"),
-    (CosineBeta(), ".999959 .999913 .999369 .972093 .898706 .847012 .493844 .340810 .144272 .0240917 2.42877e-6 2.42877e-9"),
+    (LinearBeta(), ".9999 .999780 .998105 .897018 .659039 .524085 "
+                   ".0785872 .0258794 .00335055 2.75206e-4 4.11819e-5 4.03583e-5"),
+    (CosineBeta(), ".999959 .999913 .999369 .972093 .898706 .847012 "
+                   ".493844 .340810 .144272 .0240917 2.42877e-6 2.42877e-9"),
 ]
 BETA_TIMES = [0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1]
 BETA = [
@@ -115,7 +117,7 @@ def test_beta_of_tangent_has_the_published_extremes():
 
 @pytest.mark.parametrize("schedule", ALL, ids=named)
 def test_beta_is_the_rate_at_which_signal_is_lost(schedule):
-    """g^2 = -d ln abar / dt, and d sigma^2 / dt where alpha is 1.   Midpoints of the discrete steps, where beta is constant."""
+    """g^2 = -d ln abar / dt, and d sigma^2 / dt where alpha is 1.   At midpoints: a discrete beta jumps at indices."""
     steps = getattr(schedule, "steps", 64)
     t = (torch.arange(steps * 9 // 10, dtype=torch.float64) + 0.5) / steps
     h = 1e-5 / steps
@@ -167,7 +169,7 @@ def test_time_inverts_log_snr(schedule):
 @pytest.mark.parametrize("schedule", ALL, ids=named)
 def test_time_of_a_level_beyond_the_schedule_is_an_end(schedule):
     t = schedule.time(double(1e4, 300.0, -300.0, -1e4))
-    assert torch.isfinite(t).all() and (t[:2] < 0.002).all() and (t[2:] > 0.998).all() and (t >= 0).all() and (t <= 1).all()
+    assert (t[:2] < 0.002).all() and (t[2:] > 0.998).all() and (t >= 0).all() and (t <= 1).all()
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=named)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainables.stages import Context, Store
-from trainables.text.stories import NEXT, WORLDS, Oracle, Stories, tell
+from trainables.text.stories import WORLDS, Oracle, Stories, all_stories, tell
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,11 @@ def test_every_story_is_legal(texts):
 
 
 @pytest.mark.parametrize("text", [
-    "anna found a cat in the garden . he fed it .",             # the wrong pronoun
-    "anna found a cat in the school . she fed it .",            # no animal is found there
-    "anna lost a cat in the garden . she was happy .",          # nobody is happy about that
-    "anna found a cat in the garden . she fed it",              # no end
-    "anna found a cat cat in the garden . she fed it .", "she", "", "zebra",
+    "anna found a cat . he kept it .",             # the wrong pronoun
+    "anna found a sweet cat . she kept it .",                   # food is sweet
+    "anna lost a cat . she was happy .",          # nobody is happy about that
+    "anna found a cat . she kept it",              # no end
+    "anna found a cat cat . she kept it .", "she", "", "zebra",
 ])
 def test_broken_agreement_is_illegal(text):
     assert Oracle().log_likelihood([text])[0] == -math.inf
@@ -35,30 +35,15 @@ def test_broken_agreement_is_illegal(text):
 
 
 def test_likelihood_of_one_story_by_hand():
-    """1/12 world x .6 NAME x 1/5 x 1/4 x .5 THING x 1/4 x 1/2 x 1/3 x .5 PRONOUN2 x 1/2"""
-    by_hand = 1 / 12 * 0.6 / 5 / 4 * 0.5 / 4 / 2 / 3 * 0.5 / 2
-    assert Oracle().log_likelihood(["anna found a cat in the garden . she fed it ."])[0] == pytest.approx(math.log(by_hand))
+    """1/12 world, 1/4 name, 1/3 verb, .5 no look, 1/3 thing, .5 it goes on with an act, 1/3 which"""
+    by_hand = 1 / 12 / 4 / 3 * 0.5 / 3 * 0.5 / 3
+    assert Oracle().log_likelihood(["anna found a cat . she kept it ."])[0] == pytest.approx(math.log(by_hand))
 
 
-def test_probabilities_sum_to_one():
-    """All stories of one world, enumerated."""
-    oracle = Oracle()
-
-    def continuations(slot):
-        for following in NEXT[slot]:
-            if following == "END":
-                yield []
-            else:
-                for rest in continuations(following):
-                    yield [following, *rest]
-
-    total, world = 0.0, WORLDS[0]
-    for slots in continuations("START"):
-        # words of one slot are equally likely, so one text stands for all that share its slots
-        choices = [world.words()[slot].split() for slot in slots]
-        text = " ".join(words[0] for words in choices)
-        total += math.exp(oracle.log_likelihood([text])[0]) * math.prod(len(words) for words in choices)
-    assert total == pytest.approx(1 / len(WORLDS))
+def test_all_stories_are_legal_and_their_probabilities_sum_to_one():
+    texts = all_stories()
+    assert len(texts) == len(set(texts))
+    assert np.exp(Oracle().log_likelihood(texts)).sum() == pytest.approx(1)
 
 
 def test_slips_lower_the_likelihood(texts):
@@ -82,7 +67,7 @@ def test_the_corpus_is_deterministic_and_its_splits_differ(tmp_path):
     lines = {path.name: path.read_text().splitlines() for path in sorted(one.glob("*.jsonl"))}
     assert lines == {path.name: path.read_text().splitlines() for path in sorted(two.glob("*.jsonl"))}
     assert {name: len(rows) for name, rows in lines.items()} == {
-        "judge.jsonl": 50, "test.jsonl": 20, "train.jsonl": 200, "valid.jsonl": 10}
+        "judge.jsonl": 20, "test.jsonl": 10, "train.jsonl": 200, "valid.jsonl": 10}
     assert lines["train.jsonl"][:10] != lines["valid.jsonl"]
     row = json.loads(lines["train.jsonl"][0])
     assert set(row["source"].split()) <= set(row["text"].split())

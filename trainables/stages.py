@@ -91,7 +91,7 @@ class Store:
         return self.path(stage).exists() or self.remote and self._fs().exists(self._marker(stage))
 
     def get(self, stage: Stage, context: "Context", make: Make | None = None) -> Path:
-        """The folder of the finished result.  `make` takes the place of stage.make, where a group of workers does it."""
+        """The folder of the finished result.  `make` stands in for stage.make, where a group of workers does it."""
         done = self.path(stage)
         if done.exists():
             return done
@@ -171,11 +171,12 @@ class Context:
     record: Callable[[int, Mapping[str, float]], None] = _silent     # (step, {"valid/loss": .41}) -> None
     should_stop: Callable[[], bool] = _never                         # asked between steps; True ends the run, resumable
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    parallel: Parallel = ALONE                                       # the group that makes this stage (not what it needs)
+    parallel: Parallel = ALONE                                       # the group that makes this stage, not its needs
 
     def get(self, stage: Stage, make: Make | None = None) -> Path:
-        """The stage's folder.  Its curves carry its `curve` as a prefix, so that a decoder's loss is not the trial's."""
+        """The stage's folder.  Its curves carry its `curve` as a prefix: a decoder's loss is not the trial's."""
         inner, prefix = replace(self, parallel=ALONE), getattr(stage, "curve", "")
         if prefix:
-            inner = replace(inner, record=lambda step, m: self.record(step, {f"{prefix}/{k}": v for k, v in m.items()}))
+            inner = replace(inner, record=lambda step, metrics: self.record(
+                step, {f"{prefix}/{name}": value for name, value in metrics.items()}))
         return self.store.get(stage, inner, make)

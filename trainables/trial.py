@@ -41,10 +41,10 @@ class Trial:
     seed: int = 0
 
     def checkpoint(self) -> "Trained":
-        return Trained(system=self.system, data=self.data, training=self.training, seed=self.seed)
+        return Trained(system=self.system.learned(), data=self.data, training=self.training, seed=self.seed)
 
     def samples(self) -> "Sampled":
-        return Sampled(checkpoint=self.checkpoint(), sampling=self.sampling)
+        return Sampled(system=self.system, checkpoint=self.checkpoint(), sampling=self.sampling)
 
     def metrics(self) -> "Scored":
         return Scored(samples=self.samples(), evaluation=self.evaluation, split="test")
@@ -92,7 +92,7 @@ class Trained:
     together: ClassVar[bool] = True          # several workers may make it
 
     def needs(self) -> tuple[Stage, ...]:
-        return self.system.stages(self.data)
+        return self.system.needs_to_train(self.data)
 
     def make(self, out: Path, context: Context) -> None:
         torch.manual_seed(seed_of(self.seed, "initial weights"))        # seeded before the network is built
@@ -112,17 +112,18 @@ class Trained:
 class Sampled:
     """Texts drawn from a checkpoint: samples.jsonl, {"text", and "source" where one was read}."""
 
+    system: System
     checkpoint: Trained
     sampling: Sampling
 
     version: ClassVar[int] = 1
 
     def needs(self) -> tuple[Stage, ...]:
-        return (self.checkpoint, *self.checkpoint.needs())
+        return (self.checkpoint, *self.system.needs_to_sample(self.checkpoint.data))
 
     def make(self, out: Path, context: Context) -> None:
-        cfg = self.checkpoint.system
-        system = cfg.build(self.checkpoint.data, context)
+        cfg = self.system
+        system = cfg.build_to_sample(self.checkpoint.data, context)
         load_weights(system, context.get(self.checkpoint))
         system.to(context.device).eval()
         read = system.batches("test") if cfg.reads_source else None

@@ -10,8 +10,8 @@ carries four systems: VP and VE alike, eta = 1 the exact posterior q(x_s | x_t, 
 usual r = alpha_t / alpha_s form, written with log-SNRs so that nothing cancels when t is close to s, to 0 or to 1.
 
 t = 0 is clean text for every process, also where the schedule's own limit is not quite clean (sqrt's is 1 % noise,
-Karras' is sigma = low): a prompt is a place where t = 0, and the last step to 0 returns the guess.  Stepping from t to t
-changes nothing.
+Karras' is sigma = low): a prompt is a place where t = 0, and the last step to 0 returns the guess.  Stepping from t to
+t changes nothing.
 
 Shapes: x [B, L, D]; t and s [B, 1] or [B, L]; what comes from times has a trailing axis: [B, 1, 1] or [B, L, 1].
 Coefficients are computed in float64 (they are B numbers) and cast to the state's dtype.

@@ -50,8 +50,8 @@ def sample(system: System, sampling: Sampling, shape: tuple[int, int], rng: Rng,
            clean: Tensor | None = None) -> tuple[Tensor, Prediction]:
     """The last state and the last guess for shape (B, L).
 
-    batch: what is read (`source`) and what is given (`given` [B, L], its clean state in `clean` [B, L, D], or ids [B, L]
-    where the state is words).  ValueError for a prompt without its clean state, or guidance without a source.
+    batch: what is read (`source`) and what is given (`given` [B, L], its clean state in `clean` [B, L, D], or ids
+    [B, L] where the state is words).  ValueError for a prompt without its clean state, or guidance without a source.
     """
     given = None if batch is None else batch.given
     if (given is None) != (clean is None):

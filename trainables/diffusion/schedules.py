@@ -14,52 +14,26 @@ argument.  In the formulas below abar is alpha^2, the signal power.
 and an Euler step cannot take that: those hold t at BETA_UNTIL inside beta, and there only, as TEncDM does for tan-d.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainables.config import config
-
-BETA_UNTIL = 0.95
-ROUNDING = 1.2e-7         # float32's relative precision
-
-
-def preserve_variance(log_snr: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma) with alpha^2 + sigma^2 = 1."""
-    return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
-
-
-def from_decay(decay: Tensor) -> Tensor:
-    """log-SNR where abar = exp(-decay), without forming 1 - abar."""
-    return -decay.expm1().log()
-
-
-def to_decay(log_snr: Tensor) -> Tensor:
-    """-ln abar: the inverse of `from_decay`."""
-    return torch.logaddexp(torch.zeros_like(log_snr), -log_snr)
-
-
-def log_cotangent(t: Tensor) -> Tensor:
-    """2 ln cot(pi t / 2): the log-SNR of abar = cos^2(pi t / 2).  (abs: float32's pi / 2 is past the zero of cos.)"""
-    angle = t * (math.pi / 2)
-    return 2 * (angle.cos().abs().log() - angle.sin().log())
-
-
-def arc_cotangent(log_snr: Tensor) -> Tensor:
-    """The inverse of `log_cotangent`."""
-    return torch.atan((-log_snr / 2).exp()) * (2 / math.pi)
-
-
-def positive(**values: float) -> None:
-    """Refuse what is not > 0."""
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, not {value}")
+from trainables.diffusion.curves import (
+    BETA_UNTIL,
+    arc_cotangent,
+    check_shift,
+    from_decay,
+    log_cotangent,
+    positive,
+    preserve_variance,
+    shift,
+    to_decay,
+    unshift,
+)
+from trainables.diffusion.discrete import CosineBeta, LinearBeta
 
 
 @config
@@ -93,7 +67,10 @@ class Tangent:
 
 @config
 class Cosine:
-    """abar = cos^2(pi t / 2), SNR times scale^2; `clamp` bounds |log-SNR| before the shift, 0 does not.   LD4LG, 2212.09462"""
+    """abar = cos^2(pi t / 2), SNR times scale^2.   LD4LG, arXiv 2212.09462
+
+    `clamp` bounds the log-SNR on both sides before the shift; 0 does not.
+    """
 
     scale: float = 1.0
     clamp: float = 15.0
@@ -101,16 +78,16 @@ class Cosine:
     preserves_variance: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_shift(self.scale, self.clamp)
+        check_shift(self.scale, self.clamp)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return _shift(log_cotangent(t), self.scale, self.clamp)
+        return shift(log_cotangent(t), self.scale, self.clamp)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return preserve_variance(self.log_snr(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _unshift(log_snr, self.scale, self.clamp, arc_cotangent)
+        return unshift(log_snr, self.scale, self.clamp, arc_cotangent)
 
     def beta(self, t: Tensor) -> Tensor:
         return Tangent(d=1 / self.scale).beta(t)
@@ -126,16 +103,16 @@ class SimpleLinear:
     preserves_variance: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_shift(self.scale, self.clamp)
+        check_shift(self.scale, self.clamp)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return _shift((1 - t).log() - t.log(), self.scale, self.clamp)
+        return shift((1 - t).log() - t.log(), self.scale, self.clamp)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return preserve_variance(self.log_snr(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _unshift(log_snr, self.scale, self.clamp, lambda raw: (-raw).sigmoid())
+        return unshift(log_snr, self.scale, self.clamp, lambda raw: (-raw).sigmoid())
 
     def beta(self, t: Tensor) -> Tensor:
         t = t.clamp(max=BETA_UNTIL)         # sigma^2 / (t (1 - t)), with sigma^2 = t / (t + scale^2 (1 - t))
@@ -155,16 +132,16 @@ class Sigmoid:
     preserves_variance: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_shift(self.scale, self.clamp)
+        check_shift(self.scale, self.clamp)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return _shift((3 * (1 - t)).sinh().log() - (3 * t).sinh().log(), self.scale, self.clamp)
+        return shift((3 * (1 - t)).sinh().log() - (3 * t).sinh().log(), self.scale, self.clamp)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return preserve_variance(self.log_snr(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _unshift(log_snr, self.scale, self.clamp,
+        return unshift(log_snr, self.scale, self.clamp,
                         lambda raw: torch.atanh(math.sinh(3) / (raw.exp() + math.cosh(3))) / 3)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -184,16 +161,16 @@ class SquaredDecay:
     preserves_variance: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_shift(self.scale, self.clamp)
+        check_shift(self.scale, self.clamp)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return _shift(from_decay(1e-4 + 10 * t**2), self.scale, self.clamp)
+        return shift(from_decay(1e-4 + 10 * t**2), self.scale, self.clamp)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return preserve_variance(self.log_snr(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _unshift(log_snr, self.scale, self.clamp, lambda raw: ((to_decay(raw) - 1e-4) / 10).clamp(0, 1).sqrt())
+        return unshift(log_snr, self.scale, self.clamp, lambda raw: ((to_decay(raw) - 1e-4) / 10).clamp(0, 1).sqrt())
 
     def beta(self, t: Tensor) -> Tensor:
         signal, noise = (-1e-4 - 10 * t**2).exp(), -(-1e-4 - 10 * t**2).expm1()
@@ -230,7 +207,7 @@ class VpLinear:
 
 @config
 class Sqrt:
-    """abar = 1 - sqrt(t + 1e-4), so .99 at t = 0 and nothing at t = 1.   Diffusion-LM, arXiv 2205.14217; TEncDM's "sqrt"
+    """abar = 1 - sqrt(t + 1e-4): .99 at t = 0, nothing at t = 1.   Diffusion-LM, arXiv 2205.14217; TEncDM's "sqrt"
 
     beta is clipped to [0, 1000] as TEncDM has it; at t = 1 that makes it 0.
     """
@@ -253,63 +230,8 @@ class Sqrt:
 
 
 @config
-class LinearBeta:
-    """DDPM's discrete schedule: beta_i = linspace(1e-4, .02) times 1000 / steps.   arXiv 2006.11239; the annealing thesis
-
-    Index i is time (i + 1) / steps and t = 0 is clean data; between two indices beta is constant, so ln abar is linear.
-    """
-
-    steps: int = 1000
-
-    preserves_variance: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.steps <= 20:
-            raise ValueError(f"steps must be above 20 (the last beta is 20 / steps), not {self.steps}")
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        return from_decay(_interpolate(t, _linear_decay(self.steps, t.device)))
-
-    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return preserve_variance(self.log_snr(t))
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return _invert(to_decay(log_snr), _linear_decay(self.steps, log_snr.device))
-
-    def beta(self, t: Tensor) -> Tensor:
-        return _slope(t, _linear_decay(self.steps, t.device))
-
-
-@config
-class CosineBeta:
-    """iDDPM's discrete cosine: betas of cos^2((t + .008) / 1.008 pi / 2), clipped to .999.   arXiv 2102.09672
-
-    Time and index as in LinearBeta.
-    """
-
-    steps: int = 1000
-
-    preserves_variance: ClassVar[bool] = True
-
-    def __post_init__(self):
-        positive(steps=self.steps)
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        return from_decay(_interpolate(t, _cosine_decay(self.steps, t.device)))
-
-    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return preserve_variance(self.log_snr(t))
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return _invert(to_decay(log_snr), _cosine_decay(self.steps, log_snr.device))
-
-    def beta(self, t: Tensor) -> Tensor:
-        return _slope(t.clamp(max=BETA_UNTIL), _cosine_decay(self.steps, t.device))
-
-
-@config
 class Karras:
-    """Variance exploding: alpha = 1, sigma^(1/rho) rises linearly from `low` to `high`.   arXiv 2206.00364; the score LM
+    """Variance exploding: alpha = 1, sigma^(1/rho) linear from `low` to `high`.   arXiv 2206.00364; the score LM
 
     The signal is never removed, only drowned, so a sampler starts from high * noise.
     """
@@ -344,68 +266,4 @@ class Karras:
         return 2 * self.rho * (last - first) * self.sigma(t) ** (2 - 1 / self.rho)
 
 
-Schedule = (Tangent | Cosine | SimpleLinear | Sigmoid | SquaredDecay | VpLinear | Sqrt
-            | LinearBeta | CosineBeta | Karras)
-
-
-# ---------------------------------------------------------------- LD4LG's clamp and shift
-
-
-def _check_shift(scale: float, clamp: float) -> None:
-    positive(scale=scale)
-    if clamp < 0:
-        raise ValueError(f"clamp must be positive, or 0 for none, not {clamp}")
-
-
-def _shift(raw: Tensor, scale: float, clamp: float) -> Tensor:
-    return (raw.clamp(-clamp, clamp) if clamp else raw) + 2 * math.log(scale)
-
-
-def _unshift(log_snr: Tensor, scale: float, clamp: float, time: Callable[[Tensor], Tensor]) -> Tensor:
-    raw = log_snr - 2 * math.log(scale)
-    return time(raw.clamp(-clamp, clamp) if clamp else raw)
-
-
-# ---------------------------------------------------------------- discrete schedules: -ln abar at t = 0, 1/T, ..., 1
-
-
-@functools.cache
-def _linear_decay(steps: int, device: torch.device) -> Tensor:
-    betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
-    return _accumulate(betas).to(device)
-
-
-@functools.cache
-def _cosine_decay(steps: int, device: torch.device) -> Tensor:
-    edges = torch.arange(steps + 1, dtype=torch.float64) / steps
-    power = ((edges + 0.008) / 1.008 * math.pi / 2).cos() ** 2
-    return _accumulate((1 - power[1:] / power[:-1]).clamp(max=0.999)).to(device)
-
-
-def _accumulate(betas: Tensor) -> Tensor:
-    return F.pad(-torch.log1p(-betas).cumsum(0), (1, 0))
-
-
-def _place(t: Tensor, knots: Tensor) -> Tensor:
-    """t in knots; a float32 such as (i + 1) / 1000 lies beside its index by rounding only, and is that index."""
-    place = (t.double() * (len(knots) - 1)).clamp(0, len(knots) - 1)
-    return torch.where((place - place.round()).abs() <= ROUNDING * place, place.round(), place)
-
-
-def _interpolate(t: Tensor, knots: Tensor) -> Tensor:
-    place = _place(t, knots)
-    left = place.floor().long().clamp(max=len(knots) - 2)
-    return torch.lerp(knots[left], knots[left + 1], place - left).to(t.dtype)
-
-
-def _invert(decay: Tensor, knots: Tensor) -> Tensor:
-    level = decay.double().clamp(max=float(knots[-1]))
-    left = torch.searchsorted(knots, level).clamp(1, len(knots) - 1) - 1
-    share = (level - knots[left]) / (knots[left + 1] - knots[left])
-    return ((left + share) / (len(knots) - 1)).to(decay.dtype)
-
-
-def _slope(t: Tensor, knots: Tensor) -> Tensor:
-    """The rate within t's step; at an index, of the step that ends there, which is the one a sampler takes from it."""
-    last = _place(t, knots).ceil().long().clamp(min=1)
-    return ((knots[last] - knots[last - 1]) * (len(knots) - 1)).to(t.dtype)
+Schedule = Tangent | Cosine | SimpleLinear | Sigmoid | SquaredDecay | VpLinear | Sqrt | LinearBeta | CosineBeta | Karras

@@ -7,9 +7,9 @@
     Heun                   DDIM, a second look at its end, and the step again with the mean of both
     DpmPlusPlus2M          second order from the last guess but one, at one look a step   arXiv 2211.01095
 
-Posterior, Heun and DpmPlusPlus2M solve the linear part exactly, so they see noise levels only: they do not care how the
-schedule spends its time.  The two Euler steppers live in t and need a grid that is even in it.  Whatever the stepper, a step to 0
-returns the guess (0 is clean), and a place where t = s stays as it is.
+Posterior, Ddpm, Heun and DpmPlusPlus2M solve the linear part exactly, so they see noise levels only and do not care how
+the schedule spends its time.  The two Euler steppers live in t and need a grid that is even in it.  Whatever the
+stepper, a step to 0 returns the guess (0 is clean), and a place where t = s stays as it is.
 
 A stepper is a config with `step(process, x, hat, t, s, walk) -> x_s`; x [B, L, D], t and s [B, 1] or [B, L].
 """
@@ -23,6 +23,8 @@ from trainables.config import config
 from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.schedules import Schedule
 from trainables.system import Prediction, Walk
+
+CLOSEST = 1e-5          # the smallest time that TEncDM trains on
 
 
 @config
@@ -86,15 +88,15 @@ class EulerOde:
 class Heun:
     """Second order from a second look: two network calls a step, one on the step to 0.
 
-    average = "x0" repeats the DDIM step with the mean of both guesses; it holds from pure noise on.  "noise" averages the
-    two noises instead: EDM's and the score LM's form, for a process whose alpha is 1.
+    average = "x0" repeats the DDIM step with the mean of both guesses; it holds from pure noise on.  "noise" averages
+    the two noises instead: EDM's and the score LM's form, for a process whose alpha is 1.
     """
 
     average: Literal["x0", "noise"] = "x0"
 
     def step(self, process: Gaussian, x: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         if self.average == "noise" and process.schedule.preserves_variance:
-            raise ValueError("Heun.average 'noise' needs a variance-exploding schedule (Karras): alpha is 0 at t = 1 here")
+            raise ValueError("Heun(average='noise') needs a variance-exploding schedule (Karras): alpha is 0 at t = 1")
         ahead = process.reverse(x, hat.x0, t, s, walk.rng, eta=0.0)
         if not bool((s > 0).any()):
             return ahead
@@ -163,7 +165,7 @@ class LinearGrid:
 
 @config
 class LogSnrGrid:
-    """Even in log-SNR (natural log) between `low` and `high`, as far as the schedule goes; its first time is 1, its last 0."""
+    """Even in log-SNR (natural log) from `low` to `high`, as far as the schedule goes; its ends are times 1 and 0."""
 
     low: float = -7.0
     high: float = 5.0
@@ -174,12 +176,11 @@ class LogSnrGrid:
 
     def times(self, schedule: Schedule, steps: int) -> Tensor:
         """[steps + 1] float64, falling."""
-        reach = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        # 0 is clean text by definition, so the cleanest level to look at is that of a time just above it
+        reach = schedule.log_snr(torch.tensor([1.0, CLOSEST], dtype=torch.float64))
         low, high = reach.clamp(self.low, self.high).tolist()
         inner = schedule.time(torch.linspace(low, high, steps, dtype=torch.float64))
-        # 0 is clean text by definition, so a level that the schedule reaches only there is stood for by a time just above
-        inner = torch.cat([torch.ones(1, dtype=torch.float64), inner[1:].clamp(min=1e-5)])
-        return torch.cat([inner, torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([torch.ones_like(inner[:1]), inner[1:], torch.zeros_like(inner[:1])])
 
 
 Grid = LinearGrid | LogSnrGrid

@@ -122,7 +122,7 @@ Range = FullRange | LinearRange | PolynomialRange | CosineRange | StepwiseRange
 
 
 def open_levels(range: Annealed, step: int, steps: int, levels: int = 1000) -> int:
-    """How many of `levels` discrete noise levels are open at `step` of `steps`, truncating as the annealing thesis does.
+    """How many of `levels` discrete noise levels are open at `step` of `steps`, truncated as in the annealing thesis.
 
     ValueError where the range would be empty at the start (the thesis crashes for fewer than 5 levels).
     """
@@ -163,7 +163,7 @@ class InLogSnr:
 
     def quantile(self, u: Tensor, low: float, high: float, schedule: Schedule | None) -> Tensor:
         if schedule is None:
-            raise ValueError("times uniform in log-SNR need the process' schedule: draw(..., schedule=process.schedule)")
+            raise ValueError("times uniform in log-SNR need the schedule: draw(..., schedule=process.schedule)")
         ends = schedule.log_snr(torch.tensor([high, low], dtype=u.dtype, device=u.device))
         first, last = ends.clamp(self.low, self.high)
         informed = schedule.time(first + (u / self.share).clamp(max=1) * (last - first)).clamp(low, high)
@@ -180,7 +180,7 @@ Law = InTime | InLogSnr
 
 @config
 class Times:
-    """Training times in [low, high], of which the range opens a part.  `low` is a floor: t = 0 would be no task at all."""
+    """Training times in [low, high], of which the range opens a part.  `low` is a floor: t = 0 would be no task."""
 
     law: Law = InTime()
     range: Range = FullRange()
@@ -215,7 +215,7 @@ class Times:
 
 
 def stratified(rows: int, columns: int, rng: Rng) -> Tensor:
-    """Uniforms [rows, columns] float64, one in each N-th of [0, 1) over the N = rows x columns of all parts together."""
+    """Uniforms [rows, columns] float64, one in each N-th of [0, 1) over the N = rows x columns of all parts."""
     device = rng.generator.device
     count = rows * rng.parts * columns
     index = rng.rows(rows)[:, None] * columns + torch.arange(columns, device=device)

@@ -1,7 +1,7 @@
 """The built-in corpus: two-sentence stories from a hidden Markov model, and an oracle that judges texts exactly.
 
     anna found a small cat . she was very happy .
-    bob lost a red ball . he hunted it .
+    bob lost a red ball . he missed it .
 
 A story has a *world* that never changes while it is told: who (girl, boy), what happened (good, bad), and to what kind
 of thing (animal, food, toy).  Given the world, the story walks through *slots*; each slot says one word.
@@ -10,7 +10,7 @@ of thing (animal, food, toy).  Given the world, the story walks through *slots*;
 
 So (world, slot) is the hidden state of an HMM with 12 worlds x 15 slots, and the forward algorithm gives the exact
 probability of any text.  A model that has learned only which word follows which word tells stories in which anna is a
-he, a lost toy makes her happy and a cake is fed: the oracle calls them illegal, for no path of hidden states says them.
+he, a lost toy makes her happy and a cake is brown: the oracle calls them illegal, for no path of hidden states says them.
 
 Stories(size, seed)   the corpus as a stage: train, judge, valid and test splits; every story with its class (the world)
                       and a source (name, verb, thing and place: notes from which the story could be written)
@@ -41,8 +41,7 @@ EVENTS = {"good": "found got bought", "bad": "lost dropped forgot"}
 FEELING = {"good": "happy glad proud", "bad": "sad upset sorry"}
 THINGS = {"animal": "cat dog bird", "food": "cake pie bun", "toy": "ball kite doll"}
 LOOKS = {"animal": "small brown", "food": "sweet warm", "toy": "red new"}
-CARE = {"animal": "fed petted", "food": "ate shared", "toy": "kept cleaned"}       # what follows good luck
-SEARCH = {"animal": "called chased", "food": "wanted replaced", "toy": "hunted mourned"}        # and bad
+ACTS = {"good": "kept liked hugged", "bad": "missed wanted sought"}
 
 
 @config
@@ -55,12 +54,11 @@ class World:
 
     def words(self) -> dict[str, str]:
         """Slot -> the words it may say, equally likely."""
-        after = CARE if self.event == "good" else SEARCH
         return {
             "NAME": WHO[self.who], "VERB": EVENTS[self.event], "A": "a",
             "LOOK": LOOKS[self.thing], "THING": THINGS[self.thing], "STOP": ".", "PRONOUN": PRONOUN[self.who], "WAS": "was felt",
             "VERY": "very so", "FEELING": FEELING[self.event], "PRONOUN2": PRONOUN[self.who],
-            "ACT": after[self.thing], "IT": "it", "STOP2": ".",
+            "ACT": ACTS[self.event], "IT": "it", "STOP2": ".",
         }
 
 
@@ -74,7 +72,7 @@ NEXT: dict[str, dict[str, float]] = {
 WORLDS = tuple(World(who=who, event=event, thing=thing) for who, event, thing in itertools.product(WHO, EVENTS, THINGS))
 
 
-SPLITS = {"train": 1.0, "judge": 0.25, "valid": 0.1, "test": 0.2}     # sizes, as shares of `size`
+SPLITS = {"train": 1.0, "judge": 0.1, "valid": 0.05, "test": 0.05}     # sizes, as shares of `size`
 
 
 def tell(world: World, rng: random.Random) -> dict[str, str]:
@@ -90,7 +88,7 @@ def tell(world: World, rng: random.Random) -> dict[str, str]:
 class Stories:
     """The built-in corpus, `size` training stories long; the same seed tells the same stories everywhere."""
 
-    size: int = 6_000
+    size: int = 20_000
     seed: int = 0
 
     version: ClassVar[int] = 1

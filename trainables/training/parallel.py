@@ -9,7 +9,8 @@ wrapped, and their gradients come out averaged over the workers.
 DDP settings, and why: unused parameters are looked for at every step, because which part of a network a step uses may
 depend on chance (a self-conditioning input, a null condition), and differently on each worker; so static_graph is
 out.  The pass without gradient that self-conditioning makes leaves no trace in the graph and needs no care.  Buffers
-are constants here and are not sent around.
+are constants here and are sent once.  Where a
+model does use everything, torch remarks once that the search was in vain.
 """
 
 import contextlib
@@ -40,11 +41,11 @@ class Parallel:
         return cls(dist.get_rank(), dist.get_world_size(), torch.device(device), control)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with worker 0's weights, and gradients that are means over the workers."""
+        """The module with worker 0's weights and buffers, and gradients that are means over the workers."""
         if self.world == 1:
             return module
         # No device_ids: batches are placed by the loop, and DDP must not scatter them again.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True,
+        return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True,
                                        gradient_as_bucket_view=True)
 
     def holding(self, wrapped: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
