@@ -181,6 +181,12 @@ def test_noise_needs_no_division_by_a_lost_signal():
     assert torch.isfinite(process.to_x0(torch.ones(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1))).all()
 
 
+def test_a_clean_place_holds_no_noise():
+    t = torch.tensor([[0.0, 0.5]])
+    noise = Gaussian().noise(torch.ones(1, 2, 1), torch.zeros(1, 2, 1), t)
+    assert float(noise[0, 0]) == 0 and float(noise[0, 1]) > 0.9
+
+
 def test_state_keeps_its_dtype():
     process, t, s = Gaussian(), torch.full((2, 1), 0.5), torch.full((2, 1), 0.4)
     for dtype in (torch.float32, torch.bfloat16):

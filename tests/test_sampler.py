@@ -209,12 +209,13 @@ def test_the_same_seed_gives_the_same_samples(stepper):
 
 
 def test_only_a_few_guesses_are_kept():
-    """A walk of 50 steps must not hold 50 states; and tracks no gradients."""
-    kept = []
+    """A walk of 50 steps must not hold 50 states; it tracks no gradients; and it says which step is its last."""
+    kept, last = [], []
 
     class Watcher(Oracle):
         def reverse(self, x_t, hat, t, s, walk):
             kept.append(len(walk.past))
+            last.append(walk.last)
             assert all(guess.logits is None for _, guess in walk.past)
             return super().reverse(x_t, hat, t, s, walk)
 
@@ -222,6 +223,7 @@ def test_only_a_few_guesses_are_kept():
     system = Watcher(Gaussian(), lambda process, x_t, t: x_t * parameter)
     x, _ = sample(system, Sampling(steps=9), (1, 1), step_rng(0, 0))
     assert kept == [0, 1, 2, 2, 2, 2, 2, 2, 2] and not x.requires_grad
+    assert last == [False] * 8 + [True]
 
 
 def test_a_prompt_without_its_state_and_guidance_without_a_source_are_refused():

@@ -226,6 +226,10 @@ def test_an_unbounded_rate_is_held_at_its_clip(schedule):
     assert schedule.beta(double(1.0)) == schedule.beta(double(BETA_UNTIL))
 
 
+def test_sqrt_clips_its_rate_where_it_bursts():
+    assert Sqrt().beta(double(0.9990, 0.9995)).tolist() == [1000.0, 1000.0] and 900 < Sqrt().beta(double(0.9988)) < 1000
+
+
 @pytest.mark.parametrize("cfg, changes", [
     (Tangent(), {"d": -1.0}), (Cosine(), {"scale": 0.0}), (Cosine(), {"clamp": -1.0}), (VpLinear(), {"low": 0.0}),
     (VpLinear(), {"high": 0.01}), (LinearBeta(), {"steps": 20}), (CosineBeta(), {"steps": 0}), (Karras(), {"low": 0.0}),

@@ -198,6 +198,17 @@ def test_multistep_uses_its_history():
         assert float(got) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("stepper", STEPPERS, ids=named)
+def test_places_may_arrive_at_different_times(stepper):
+    """Where s = 0 the guess of this look is the end, whatever a second look, taken for the other places, says there."""
+    process = Gaussian(schedule=Cosine())
+    walk = walk_of(stepper, process, constant(5.0))
+    walk.past = [(torch.tensor([[0.9, 0.9]]), Prediction(torch.full((1, 2, 1), -3.0)))]
+    t, s = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.0, 0.3]])
+    moved = stepper.step(process, torch.ones(1, 2, 1), Prediction(torch.full((1, 2, 1), 0.25)), t, s, walk)
+    assert float(moved[0, 0]) == 0.25 and float(moved[0, 1]) != 0.25
+
+
 def test_heun_on_noise_is_edms():
     """x + (sigma_s - sigma_t) (d + d') / 2 with d = (x - x0_hat) / sigma."""
     process = Gaussian(schedule=Karras())

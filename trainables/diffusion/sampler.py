@@ -63,7 +63,7 @@ def sample(system: System, sampling: Sampling, shape: tuple[int, int], rng: Rng,
     hat: Prediction | None = None
 
     def look(x: Tensor, t: Tensor) -> Prediction:
-        return guided(system, restore(x, clean, given), t, hat, batch, sampling.guidance)
+        return guided(system, x, t, hat, batch, sampling.guidance)
 
     walk = Walk(stepper=sampling.stepper, rng=rng, denoise=look, past=[])
     for now, then in pairwise(times):

@@ -205,8 +205,7 @@ class Times:
         rows, columns = mask.shape[0], mask.shape[1] if self.per_token else 1
         u = stratified(rows, columns, rng) if self.stratified else rng.uniform((rows, columns)).double()
         high = self.ceiling(progress)
-        # rounding to float32 may step over an end
-        return self.law.quantile(u, self.low, high, schedule).float().clamp(self.low, high)
+        return self.law.quantile(u, self.low, high, schedule).float()
 
     def quantiles(self, count: int, schedule: Schedule | None = None) -> Tensor:
         """`count` times [count] float32, even in probability over the whole range, both ends included."""

@@ -51,7 +51,7 @@ class ContextBounds:
         log_p = torch.from_numpy(Oracle().log_likelihood(texts)).float()
         table = encodings.encode(encodings.read(texts))                                  # [N, L, D]
         x0 = encodings.encode(encodings.batches("test").take(torch.arange(ROWS)))        # [B, L, D]
-        times = self.times.quantiles(TIMES, self.process.schedule)
+        times = self.times.quantiles(TIMES, self.process.schedule).sort().values
         rows = []
         for i, t in enumerate(times):
             t = t.expand(ROWS, 1)

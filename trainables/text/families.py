@@ -61,6 +61,7 @@ class Small:
     feedforward: int = 512
     dropout: float = 0.1
     vocabulary: int = 2_000                    # pieces, at most
+    hidden: float = 0.15                       # share of a text that is hidden in training (BART: twice that), as published
     length: int = 64                           # tokens of a training text; longer ones are cut
     training: Training = Training(optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup=50), steps=1_000, batch=64)
     seed: int = 0
@@ -75,10 +76,17 @@ class Small:
             raise ValueError(f"width {self.width} does not split into {self.heads} heads")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+        if not 0 < self.hidden <= 0.45:
+            raise ValueError(f"hidden is a share in (0, 0.45], not {self.hidden}")
         if self.vocabulary < 300:
             raise ValueError(f"vocabulary must be at least 300 pieces (256 of them bytes), not {self.vocabulary}")
         if not 4 <= self.length <= POSITIONS // 2:
             raise ValueError(f"length must lie in 4..{POSITIONS // 2} tokens, not {self.length}")
+
+    @property
+    def deviation(self) -> float:
+        """Of the initial weights: the published .02 belongs to a width of 768, and narrow layers start with larger ones."""
+        return 0.02 * (768 / self.width) ** 0.5
 
 
 Weights = Pretrained | Folder | Small
@@ -105,9 +113,9 @@ class Bert:
             vocab_size=len(tokenizer), hidden_size=small.width, num_hidden_layers=small.layers,
             num_attention_heads=small.heads, intermediate_size=small.feedforward, max_position_embeddings=POSITIONS,
             hidden_dropout_prob=small.dropout, attention_probs_dropout_prob=small.dropout,
-            pad_token_id=_id(tokenizer.pad_token_id)))
+            initializer_range=small.deviation, pad_token_id=_id(tokenizer.pad_token_id)))
         return MaskedWords(model, model.cls, mask=_id(tokenizer.mask_token_id), special=_special(tokenizer),
-                           static=True)
+                           share=small.hidden, static=True)
 
     def half(self, model: Any) -> "PreTrainedModel":
         """What of the trained model encodes."""
@@ -137,9 +145,10 @@ class Roberta:
             vocab_size=len(tokenizer), hidden_size=small.width, num_hidden_layers=small.layers,
             num_attention_heads=small.heads, intermediate_size=small.feedforward,
             max_position_embeddings=POSITIONS + 2, type_vocab_size=1,       # positions count from the pad id, plus one
-            hidden_dropout_prob=small.dropout, attention_probs_dropout_prob=small.dropout, **_ids(tokenizer)))
+            hidden_dropout_prob=small.dropout, attention_probs_dropout_prob=small.dropout,
+            initializer_range=small.deviation, **_ids(tokenizer)))
         return MaskedWords(model, model.lm_head, mask=_id(tokenizer.mask_token_id), special=_special(tokenizer),
-                           static=False)
+                           share=small.hidden, static=False)
 
     def half(self, model: Any) -> "PreTrainedModel":
         """What of the trained model encodes."""
@@ -172,7 +181,7 @@ class T5:
             dropout_rate=small.dropout, pad_token_id=pad, eos_token_id=end))
         model.config.decoder_start_token_id = pad
         sentinels = tuple(i for i in _special(tokenizer) if "extra_id" in str(tokenizer.convert_ids_to_tokens(i)))
-        return SpanCorruption(model, sentinels=sentinels, pad=pad, end=end)
+        return SpanCorruption(model, sentinels=sentinels, pad=pad, end=end, share=small.hidden)
 
     def half(self, model: Any) -> "PreTrainedModel":
         """What of the trained model encodes."""
@@ -208,8 +217,10 @@ class Bart:
             decoder_layers=small.decoder_layers, encoder_attention_heads=small.heads,
             decoder_attention_heads=small.heads,
             encoder_ffn_dim=small.feedforward, decoder_ffn_dim=small.feedforward, max_position_embeddings=POSITIONS,
-            dropout=small.dropout, decoder_start_token_id=end, forced_eos_token_id=end, **_ids(tokenizer)))
-        return Infilling(model, mask=_id(tokenizer.mask_token_id), pad=_id(tokenizer.pad_token_id), end=end)
+            dropout=small.dropout, init_std=small.deviation, decoder_start_token_id=end, forced_eos_token_id=end,
+            **_ids(tokenizer)))
+        return Infilling(model, mask=_id(tokenizer.mask_token_id), pad=_id(tokenizer.pad_token_id), end=end,
+                         share=2 * small.hidden)
 
     def half(self, model: Any) -> "PreTrainedModel":
         """What of the trained model encodes."""

@@ -28,13 +28,13 @@ from trainables.system import Batch
 class MaskedWords(nn.Module):
     """Masked language modelling: of the hidden tokens 80 % become the mask, 10 % any word, 10 % stay."""
 
-    share = 0.15
     head: nn.Module
     ordinary: Tensor
 
-    def __init__(self, model: nn.Module, head: nn.Module, *, mask: int, special: tuple[int, ...], static: bool):
+    def __init__(self, model: nn.Module, head: nn.Module, *, mask: int, special: tuple[int, ...], static: bool,
+                 share: float = 0.15):
         super().__init__()
-        self.model, self.mask, self.static = model, mask, static
+        self.model, self.mask, self.static, self.share = model, mask, static, share
         self.head = head                                       # a part of `model`
         ordinary = torch.ones(model.config.vocab_size, dtype=torch.bool)          # type: ignore[union-attr]
         ordinary[list(special)] = False
@@ -65,12 +65,12 @@ class MaskedWords(nn.Module):
 class SpanCorruption(nn.Module):
     """T5's: the decoder says what stood where each sentinel stands."""
 
-    share, span = 0.15, 3.0
+    span = 3.0
     sentinels: Tensor
 
-    def __init__(self, model: nn.Module, *, sentinels: tuple[int, ...], pad: int, end: int):
+    def __init__(self, model: nn.Module, *, sentinels: tuple[int, ...], pad: int, end: int, share: float = 0.15):
         super().__init__()
-        self.model, self.pad, self.end = model, pad, end
+        self.model, self.pad, self.end, self.share = model, pad, end, share
         self.register_buffer("sentinels", torch.tensor(sentinels), persistent=False)
 
     def loss(self, batch: Batch, progress: float, rng: Rng) -> Mapping[str, Tensor]:
@@ -107,12 +107,12 @@ class SpanCorruption(nn.Module):
 class Infilling(nn.Module):
     """BART's: spans of any length, none included, become one mask each; the decoder says the whole text."""
 
-    share, span = 0.3, 3.0
+    span = 3.0
     poisson: Tensor
 
-    def __init__(self, model: nn.Module, *, mask: int, pad: int, end: int):
+    def __init__(self, model: nn.Module, *, mask: int, pad: int, end: int, share: float = 0.3):
         super().__init__()
-        self.model, self.mask, self.pad, self.end = model, mask, pad, end
+        self.model, self.mask, self.pad, self.end, self.share = model, mask, pad, end, share
         lengths = torch.arange(12.0)
         density = torch.exp(lengths * math.log(self.span) - self.span - torch.lgamma(lengths + 1))
         self.register_buffer("poisson", density.cumsum(0), persistent=False)
