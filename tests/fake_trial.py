@@ -6,7 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -185,3 +185,8 @@ class Trial:
 
     def metrics(self) -> Scored:
         return Scored(samples=self.samples())
+
+
+def recipe(data: Data = Words(), **changes: Any) -> Trial:
+    """What a scale of a study takes."""
+    return Trial(data=data, **changes)

@@ -1,9 +1,10 @@
 """Bad input: one clear sentence, exit code 2, and nothing has started."""
 
 import os
+from functools import partial
 
 import pytest
-from fake_trial import Trial
+from fake_trial import recipe
 from filelock import FileLock
 
 from studies.engine.main import main
@@ -12,7 +13,7 @@ from studies.engine.tracking import shown
 
 STUDY = Study(name="toy", question="Which?", report=(Minimise("test/error"),),
               arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})},
-              scales={"laptop": Scale(Trial()), "paper": Scale(Trial(samples_drawn=9), Resources(gpus=64))})
+              scales={"laptop": Scale(recipe), "paper": Scale(partial(recipe, samples_drawn=9), Resources(gpus=64))})
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,10 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
-from fake_trial import Trial
+from fake_trial import Trial, recipe
 from studies.engine.main import main
 from studies.engine.study import Arm, Minimise, Scale, Study
-main(Study(name="toy", question="Which?", seeds=2, report=(Minimise("test/error"),), scales={"laptop": Scale(Trial())},
+main(Study(name="toy", question="Which?", seeds=2, report=(Minimise("test/error"),), scales={"laptop": Scale(recipe)},
            arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})}))
 """
 PAUSE = 0.4                             # seconds a step takes; 10 steps a cell

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_trial import Trial
+from fake_trial import recipe
 
 from studies.engine.main import main
 from studies.engine.study import Arm, Maximise, Minimise, Scale, Study, Watch
@@ -22,7 +22,7 @@ ARMS = {"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})}
 
 def study(**changes) -> Study:
     settings: dict[str, Any] = dict(
-        name="toy", question="Which kind?", arms=ARMS, scales={"laptop": Scale(Trial())}, seeds=2,
+        name="toy", question="Which kind?", arms=ARMS, scales={"laptop": Scale(recipe)}, seeds=2,
         report=(Minimise("test/error"), Maximise("test/quality"), Watch("threads")))
     return Study(**settings | changes)
 

@@ -1,14 +1,13 @@
 """Laws of the tokenizers: a word is a token, and texts come back."""
 
+import json
 import random
-from collections import Counter
 
 import pytest
 import torch
 
 from trainables.text.stories import WORLDS, tell
 from trainables.text.tokenizers import Words, byte_level_bpe, unigram, wordpiece
-from trainables.text.unigram import unigram_pieces
 
 KINDS = [wordpiece, byte_level_bpe, unigram]
 RESTAURANTS = [
@@ -96,14 +95,17 @@ def test_training_is_deterministic_and_keeps_to_its_vocabulary(kind):
     assert len(a) <= 320 + (100 if kind is unigram else 0)
 
 
-def test_unigram_pieces_are_a_distribution_that_prefers_what_is_frequent():
-    pieces = dict(unigram_pieces(Counter({"▁low": 50, "▁lower": 20, "▁newest": 30, "▁widest": 30, "▁x": 1}), 20))
-    total = sum(torch.tensor(list(pieces.values())).exp().tolist())
-    assert len(pieces) <= 20 and total == pytest.approx(1.0)
-    assert {"▁low", "▁newest", "x"} <= pieces.keys()
-    assert pieces["▁low"] > pieces["x"]
+def test_unigram_pieces_are_scored_by_how_often_they_are_said():
+    trained = unigram(["low newest widest low low newest widest"] * 10 + ["low lower lower x"] * 10, 40)
+    pieces = json.loads(trained.backend_tokenizer.to_str())["model"]["vocab"]
+    assert [piece for piece, _ in pieces[:3]] == ["<pad>", "</s>", "<unk>"]
+    scores = dict(pieces[3:])
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert {"▁low", "▁lower", "▁newest", "▁widest", "▁x", *"lowernstidx▁"} <= scores.keys()
+    assert 0 > scores["▁low"] > scores["▁newest"] > scores["▁x"] > scores["x"]
 
 
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused():
-    with pytest.raises(ValueError, match="too small for 26 different characters"):
-        unigram_pieces({"abcdefghijklmnopqrstuvwxyz": 1}, 10)
+    with pytest.raises(ValueError, match="too small for 27 different characters"):
+        unigram(["abcdefghijklmnopqrstuvwxyz"], 29)
+    assert len(unigram(["abcdefghijklmnopqrstuvwxyz"], 30)) == 30 + 100

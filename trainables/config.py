@@ -36,6 +36,9 @@ class ConfigError(ValueError):
         super().__init__(f"{path}: {problem}" if path else problem)
         self.path, self.problem = path, problem
 
+    def __reduce__(self):
+        return type(self), (self.path, self.problem)          # it crosses processes, and `args` is the one message
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def config(cls: type[C]) -> type[C]:
@@ -97,7 +100,7 @@ def conform(value: Any, annotation: Any) -> Any:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 if not math.isfinite(value):
                     raise ConfigError("", f"must be finite, not {value}")
-                return float(value)
+                return value + 0.0              # and -0.0 is 0.0: equal values must have equal fingerprints
         elif isinstance(value, member) and (member is bool or not isinstance(value, bool)):
             return value
     raise ConfigError("", f"must be {spell(annotation)}, not {_show(value)}")
@@ -211,17 +214,21 @@ def _annotation(cfg: Any, path: str) -> Any:
 
 def parse(text: str, annotation: Any, path: str = "") -> Any:
     """A command line's text as a value: 0.1, true, bert, (1, 2), Tangent, Tangent(d=5)."""
-    if annotation is str:
-        return text
-    if str in members(annotation) or get_origin(annotation) is Literal and text in get_args(annotation):
-        return text
-    if text.lower() in ("true", "false"):
-        return conform_at(path, text.lower() == "true", annotation)
+    word = _word(text, annotation)
+    if word is not None:
+        return conform_at(path, word, annotation)
     try:
         node = ast.parse(text, mode="eval").body
     except SyntaxError:
         raise ConfigError(path, f"cannot read {text!r}; it must be {spell(annotation)}") from None
     return conform_at(path, _evaluate(node, annotation, path), annotation)
+
+
+def _word(text: str, annotation: Any) -> str | bool | None:
+    """What a bare word says where it is no component: itself, or a boolean."""
+    if str in members(annotation) or get_origin(annotation) is Literal and text in get_args(annotation):
+        return text
+    return {"true": True, "false": False}.get(text.lower())
 
 
 def conform_at(path: str, value: Any, annotation: Any) -> Any:
@@ -232,6 +239,8 @@ def conform_at(path: str, value: Any, annotation: Any) -> Any:
 
 
 def _evaluate(node: ast.expr, annotation: Any, path: str) -> Any:
+    if isinstance(node, ast.Name) and (word := _word(node.id, annotation)) is not None:
+        return word
     if isinstance(node, (ast.Name, ast.Call)):
         name, keywords = (node, []) if isinstance(node, ast.Name) else (node.func, node.keywords)
         if not isinstance(name, ast.Name) or isinstance(node, ast.Call) and node.args:
@@ -239,8 +248,9 @@ def _evaluate(node: ast.expr, annotation: Any, path: str) -> Any:
         cls = choose(name.id, annotation, path)
         arguments = {}
         for keyword in keywords:
-            _check_field(cls, keyword.arg or "**", path)
-            arguments[keyword.arg] = _evaluate(keyword.value, fields(cls)[keyword.arg or ""], join(path, keyword.arg or ""))
+            name = keyword.arg or "**"
+            _check_field(cls, name, path)
+            arguments[name] = _evaluate(keyword.value, fields(cls)[name], join(path, name))
         return build(cls, arguments, path)
     if isinstance(node, ast.Tuple):
         kind = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
@@ -255,15 +265,18 @@ def choose(name: str, annotation: Any, path: str) -> type:
     """The union's member called `name`."""
     classes = {member.__name__: member for member in members(annotation) if is_config(member)}
     if name not in classes:
-        wanted = f"{name!r} is none of {', '.join(classes)}" if classes else f"must be {spell(annotation)}, not {name!r}"
-        raise ConfigError(path, wanted + (near(name, classes) if len(classes) > 1 else ""))
+        if not classes:
+            raise ConfigError(path, f"must be {spell(annotation)}, not {name!r}")
+        hint = near(name, classes) if len(classes) > 1 else ""
+        raise ConfigError(path, f"{name!r} is none of {', '.join(classes)}{hint}")
     return classes[name]
 
 
 def build(cls: type[C], arguments: Mapping[str, Any], path: str = "") -> C:
     """`cls(**arguments)` with errors that carry the path."""
-    missing = [f.name for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-               if f.name not in arguments and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    required = [f.name for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+                if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in arguments]
     if missing:
         raise ConfigError(path, f"{cls.__name__} needs {', '.join(missing)}")
     try:
@@ -295,8 +308,8 @@ def differences(a: Any, b: Any) -> dict[str, Any]:
     """What `b` says that `a` does not: dotted path -> b's leaf.  Where a component's class differs, only the class."""
     mine, theirs = flat(a), flat(b)
     changed = {path: value for path, value in theirs.items() if path not in mine or mine[path] != value}
-    swapped = [path for path in changed if path in mine and any(other.startswith(path + ".") for other in theirs | mine)]
-    return {path: value for path, value in changed.items() if not any(path.startswith(root + ".") for root in swapped)}
+    swapped = [f"{path}." for path in changed if path in mine and any(p.startswith(f"{path}.") for p in theirs | mine)]
+    return {path: value for path, value in changed.items() if not path.startswith(tuple(swapped))}
 
 
 def to_dict(value: Any) -> Any:
@@ -319,9 +332,10 @@ def from_dict(annotation: Any, data: Any, path: str = "") -> Any:
                 arguments[name] = from_dict(fields(cls)[name], entry, join(path, name))
         return build(cls, arguments, path)
     if isinstance(data, (list, tuple)):
-        kinds = get_args(next((m for m in members(annotation) if get_origin(m) is tuple), annotation))
-        kinds = (kinds[0],) * len(data) if len(kinds) == 2 and kinds[1] is Ellipsis else kinds
-        return tuple(from_dict(kind, entry, path) for kind, entry in zip(kinds, data, strict=True))
+        kinds = next((get_args(member) for member in members(annotation) if get_origin(member) is tuple), ())
+        kinds = (kinds[0],) * len(data) if kinds[1:] == (Ellipsis,) else kinds
+        if len(kinds) == len(data):
+            data = tuple(from_dict(kind, entry, path) for kind, entry in zip(kinds, data, strict=True))
     return conform_at(path, data, annotation)
 
 

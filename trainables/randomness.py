@@ -32,11 +32,11 @@ class Rng:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal; shape[0] counts this part's rows."""
-        return torch.randn(self._whole(shape), generator=self.generator, device=self.generator.device)[self.part::self.parts]
+        return self._mine(torch.randn(self._whole(shape), generator=self.generator, device=self.generator.device))
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Uniform in [0, 1); shape[0] counts this part's rows."""
-        return torch.rand(self._whole(shape), generator=self.generator, device=self.generator.device)[self.part::self.parts]
+        return self._mine(torch.rand(self._whole(shape), generator=self.generator, device=self.generator.device))
 
     def rows(self, count: int) -> Tensor:
         """The global index of each of this part's rows.   [count] int64"""
@@ -44,6 +44,9 @@ class Rng:
 
     def _whole(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (shape[0] * self.parts, *shape[1:])
+
+    def _mine(self, drawn: Tensor) -> Tensor:
+        return drawn[self.part::self.parts]
 
 
 def step_rng(seed: int, step: int | str, device: torch.device | str = "cpu", part: int = 0, parts: int = 1) -> Rng:

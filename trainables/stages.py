@@ -15,6 +15,7 @@ wait on one lock and one of them makes it; a failed make leaves nothing but its 
 keeps its unfinished folder, and is handed it again).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -65,8 +66,12 @@ def upstream(*stages: Stage) -> list[Stage]:
 
 
 def key(stage: Stage) -> str:
-    """The folder's name: readable, and equal exactly when the stages are."""
-    return f"{type(stage).__name__}-{fingerprint(stage)}"
+    """The folder's name: readable, and equal exactly when the stages are, with the versions of all they stand on."""
+    known: dict[Stage, str] = {}
+    for each in upstream(stage):
+        said = " ".join([fingerprint(each), *(known[needed] for needed in each.needs())])
+        known[each] = f"{type(each).__name__}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    return known[stage]
 
 
 class Store:
@@ -99,24 +104,28 @@ class Store:
         with FileLock(f"{done}.lock"):
             if done.exists():
                 return done
-            if not (self.remote and self._download(stage)):
-                self._make(stage, context, make or stage.make)
-                if self.remote:
-                    self._upload(stage)
+            if not self.remote:
+                self._make(stage, context, make or stage.make, done)
+            elif not self._download(stage):
+                made = self.folder / f"{key(stage)}.made"          # here, but not there: a failed upload is tried again
+                if not made.exists():
+                    self._make(stage, context, make or stage.make, made)
+                self._upload(stage, made)
+                os.replace(made, done)
         return done
 
     def unfinished(self, stage: Stage) -> Path:
         """Where a resumable stage keeps what it has so far."""
         return self.folder / f"{key(stage)}.partial"
 
-    def _make(self, stage: Stage, context: "Context", make: Make) -> None:
+    def _make(self, stage: Stage, context: "Context", make: Make, done: Path) -> None:
         resumable = getattr(stage, "resumable", False)
         work = self.unfinished(stage) if resumable else self.folder / f"{key(stage)}.{uuid.uuid4().hex}.tmp"
         work.mkdir(exist_ok=resumable)
         try:
             make(work, context)
             (work / "stage.json").write_text(json.dumps(to_dict(stage), indent=1))
-            os.replace(work, self.path(stage))
+            os.replace(work, done)
         finally:
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
@@ -146,12 +155,12 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
         return True
 
-    def _upload(self, stage: Stage) -> None:
-        fs, done = self._fs(), self.path(stage)
-        names = sorted(str(path.relative_to(done)) for path in done.rglob("*") if path.is_file())
+    def _upload(self, stage: Stage, made: Path) -> None:
+        fs = self._fs()
+        names = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
         for name in names:
             fs.makedirs(os.path.dirname(self._at(f"{key(stage)}/{name}")), exist_ok=True)
-            fs.put_file(str(done / name), self._at(f"{key(stage)}/{name}"))
+            fs.put_file(str(made / name), self._at(f"{key(stage)}/{name}"))
         fs.pipe_file(self._marker(stage), json.dumps(names).encode())
 
 

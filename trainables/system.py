@@ -10,7 +10,7 @@ clean text and 1 is pure noise, and a prompt is a place where t = 0.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -62,6 +62,15 @@ class Trains(Protocol):
 
     def loss(self, batch: Batch, progress: float, rng: Rng) -> Mapping[str, Tensor]:
         """Scalars by name; "loss" is the one minimised.  progress = step / steps."""
+        ...
+
+
+@runtime_checkable
+class Diagnoses(Protocol):
+    """A model that has more to say of itself than its held-out loss."""
+
+    def diagnose(self) -> Mapping[str, Tensor]:
+        """Scalars by name, asked at each validation, on the averaged weights, in eval mode, without gradients."""
         ...
 
 

@@ -56,14 +56,17 @@ class Trial:
         """
         return imported(self, store)
 
-    def check(self, store: Store) -> None:
+    def check(self, context: Context) -> None:
         """Refuse texts that cannot be learned from.  A corpus that must be downloaded first is not waited for.
 
         ConfigError, with the dotted path.
         """
-        if not isinstance(self.data, (Stories, Imported)) and not store.has(self.data):
+        if self.sampling.count < self.evaluation.references:
+            raise ConfigError("sampling.count", "must be at least evaluation.references = "
+                                                f"{self.evaluation.references}, not {self.sampling.count}")
+        if not isinstance(self.data, (Stories, Imported)) and not context.store.has(self.data):
             return
-        data = Context(store).get(self.data)
+        data = context.get(self.data)
         for split in ("train", "valid", "test"):
             rows = read_rows(data, split)
             if self.system.reads_source and not all(row.get("source") for row in rows):
@@ -133,9 +136,11 @@ class Sampled:
                 rng = step_rng(seed_of(self.checkpoint.seed, "samples"), first, context.device)
                 batch = None if read is None else sources(read, first, rows).to(context.device)
                 texts = system.decode(*sample(system, self.sampling, (rows, cfg.length), rng, batch), batch)
-                written = [""] * rows if batch is None or batch.source is None else system.encodings.texts(batch.source.ids)
-                for text, source in zip(texts, written, strict=True):
-                    row = {"text": text} | ({"source": source} if read is not None else {})
+                rows_out = [{"text": text} for text in texts]
+                if batch is not None and batch.source is not None:
+                    for row, source in zip(rows_out, system.encodings.texts(batch.source.ids), strict=True):
+                        row["source"] = source
+                for row in rows_out:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from studies.engine.ledger import FINISHED, Ledger, Record
-from studies.engine.study import Resources, Study
-from trainables.config import differences, fingerprint, flat
+from studies.engine.study import Resources, Settles, Study
+from trainables.config import ConfigError, differences, fingerprint, flat
 from trainables.stages import Stage, Store, key, upstream
 
 
@@ -37,9 +37,9 @@ class Cell:
 
 
 def cell_key(trial: Any) -> str:
-    """The trial's identity: what it says, and the versions of all stages that it stands on."""
-    stages = sorted(key(stage) for stage in upstream(trial.samples(), trial.metrics()))
-    return hashlib.sha256(" ".join([fingerprint(trial), *stages]).encode()).hexdigest()[:16]
+    """The trial's identity: what it says, and its results' keys, which know the versions of all they stand on."""
+    said = " ".join([fingerprint(trial), key(trial.samples()), key(trial.metrics())])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,11 @@ def make_plan(study: Study, *, scale: str, why: str, ledger: Ledger, store: Stor
               arms: Iterable[str], data: Any = None, assignments: Iterable[str] = ()) -> Plan:
     """Expand the study and look up what is there.  ConfigError when an assignment does not fit an arm."""
     def build(arm: str, seed: int) -> Any:
-        return study.trial(scale, arm, seed=seed, data=data, assignments=assignments)
+        trial = study.trial(scale, arm, seed=seed, data=data, assignments=assignments)
+        try:
+            return trial.settled(store) if isinstance(trial, Settles) else trial
+        except ConfigError as error:
+            raise ConfigError(error.path, f"{error.problem} [arm {arm!r}]") from None
 
     trials = {(arm, seed): build(arm, seed) for arm in arms for seed in range(seeds)}
     cells = tuple(Cell(arm, seed, trial, cell_key(trial)) for (arm, seed), trial in trials.items())

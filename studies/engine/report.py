@@ -5,6 +5,7 @@
     samples                             the best arm's texts beside real ones
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 from studies.engine.compare import Interval, interval, paired
 from studies.engine.ledger import Ledger, Record
 from studies.engine.plan import Cell, Plan
-from studies.engine.study import Minimise
+from studies.engine.study import Metric, Minimise, Watch
 
 NOTE = 90                               # characters of a reason that fit into a note
 
@@ -26,6 +27,17 @@ class Findings:
         self.plan = plan
         self.records: dict[str, Record] = {cell.key: record for cell in plan.cells if (record := ledger.cell(cell.key))}
         self.stages = {record["key"]: record for record in ledger.stages()}
+
+    @functools.cached_property
+    def shown(self) -> tuple[Metric, ...]:
+        """The study's metrics that these data have; all of them while nothing is done."""
+        known = {name for record in self.records.values() for name in record["metrics"]}
+        return tuple(metric for metric in self.plan.study.report if not known or metric.metric in known)
+
+    @property
+    def deciding(self) -> Metric | None:
+        """The metric that says which arm is best."""
+        return next((metric for metric in self.shown if not isinstance(metric, Watch)), None)
 
     def cells(self, arm: str) -> list[Cell]:
         return [cell for cell in self.plan.cells if cell.arm == arm]
@@ -67,13 +79,13 @@ class Findings:
         waiting = sum(self.status(cell) == "waiting" for cell in self.cells(arm))
         notes += [f"{waiting} not run"] if waiting else []
         known = {name for cell in self.cells(arm) for name in self.records.get(cell.key, {}).get("metrics", ())}
-        absent = [metric.metric for metric in self.plan.study.report if known and metric.metric not in known]
+        absent = [metric.metric for metric in self.shown if known and metric.metric not in known]
         notes += [f"no {', '.join(absent)} (there are: {', '.join(sorted(known)[:20])})"] if absent else []
         return "; ".join(notes)
 
     def best(self) -> str | None:
         """The arm with the best mean of the deciding metric; the first when nothing decides; None: nothing is done."""
-        deciding = self.plan.study.deciding
+        deciding = self.deciding
         done = [arm for arm in self.plan.arms if any(self.status(cell) == "done" for cell in self.cells(arm))]
         if not done or deciding is None:
             return next(iter(done), None)
@@ -97,18 +109,18 @@ def outcome(findings: Findings, runs: Mapping[str, str], commit: str) -> dict[st
         "arms": [{
             "name": arm, "differs": plan.differs(arm),
             "n": sum(findings.status(cell) == "done" for cell in findings.cells(arm)),
-            "metrics": {metric.metric: numbers(findings.mean(arm, metric.metric)) for metric in plan.study.report},
+            "metrics": {metric.metric: numbers(findings.mean(arm, metric.metric)) for metric in findings.shown},
             "cells": [{"seed": cell.seed, "trial": cell.key, "status": findings.status(cell),
                        "mlflow_run_id": runs.get(cell.key)} for cell in findings.cells(arm)],
         } for arm in plan.arms],
     }
 
 
-def header(plan: Plan) -> list[str]:
+def header(findings: Findings) -> list[str]:
     """The table's columns: an arrow says which way is better."""
     arrows = {"Minimise": " ↓", "Maximise": " ↑", "Watch": ""}
-    metrics = [metric.metric + arrows[type(metric).__name__] for metric in plan.study.report]
-    return ["arm", "differs from base", *metrics, "n", "GPU h" if plan.resources.gpus else "CPU h", "note"]
+    metrics = [metric.metric + arrows[type(metric).__name__] for metric in findings.shown]
+    return ["arm", "differs from base", *metrics, "n", "GPU h" if findings.plan.resources.gpus else "CPU h", "note"]
 
 
 def rows(findings: Findings) -> list[list[str]]:
@@ -116,7 +128,7 @@ def rows(findings: Findings) -> list[list[str]]:
     plan, table = findings.plan, []
     for arm in plan.arms:
         cells = []
-        for metric in plan.study.report:
+        for metric in findings.shown:
             text = spell(findings.mean(arm, metric.metric))
             if arm != plan.base and (difference := findings.difference(arm, metric.metric)).mean is not None:
                 text += f"\nΔ {spell(difference, sign=True)}"
@@ -143,7 +155,7 @@ def spell(value: Interval, sign: bool = False) -> str:
 def rich_table(findings: Findings) -> Table:
     """The table for a terminal."""
     table = Table(title=findings.plan.study.question, title_justify="left", show_lines=True)
-    for number, name in enumerate(header(findings.plan)):
+    for number, name in enumerate(header(findings)):
         table.add_column(name, justify="left" if number < 2 or name == "note" else "right", overflow="fold")
     for row in rows(findings):
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
@@ -159,7 +171,7 @@ def markdown(findings: Findings) -> str:
     lines = [f"# {plan.study.name}", "", plan.study.question, ""]
     lines += [f"Expected: {plan.study.expectation}", ""] if plan.study.expectation else []
     lines += [f"Scale {plan.scale}, data {plan.data}.", ""]
-    columns = header(plan)
+    columns = header(findings)
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) + " |"
               for row in rows(findings)]

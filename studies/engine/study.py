@@ -4,7 +4,7 @@
         name="ablation_encoder",
         question="Which encodings are worth diffusing?",
         expectation="Contextual encodings beat plain embeddings.",
-        scales={"laptop": Scale(tencdm_laptop()), "paper": Scale(tencdm(), Resources(gpus=1))},
+        scales={"laptop": Scale(tencdm_laptop), "paper": Scale(tencdm, Resources(gpus=1))},
         arms={
             "BERT": Arm(laptop={"system.encoder": Bert(weights=Small())}, paper={...}),
             "long": Arm({"training.steps": 2_000}),
@@ -17,12 +17,12 @@ Every arm is built at every scale when the study is constructed, so a typo is an
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from trainables.config import ConfigError, assign, near, override
-from trainables.stages import Context, Stage
+from trainables.stages import Context, Stage, Store
 
 
 class BadInput(Exception):
@@ -40,6 +40,15 @@ class TrialConfig(Protocol):
     def data(self) -> Any: ...
     def samples(self) -> Stage: ...
     def metrics(self) -> Stage: ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A trial that may name folders of this machine, whose contents must be in the store before its key is known."""
+
+    def settled(self, store: Store) -> Any:
+        """The trial that names contents in place of folders.   ConfigError"""
+        ...
 
 
 @runtime_checkable
@@ -95,22 +104,33 @@ class Resources:
             raise ValueError(f"gpus must be a fraction of one or a whole number, not {self.gpus}")
 
 
+Changes = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]
+
+
 class Arm:
-    """What an arm changes of the base: dotted path -> value, at all scales (`changes`) and at one (`laptop={...}`)."""
+    """What an arm changes of the base: dotted path -> value, at all scales (`changes`) and at one (`laptop={...}`).
 
-    def __init__(self, changes: Mapping[str, Any] | None = None, /, **by_scale: Mapping[str, Any]):
-        self.common, self.by_scale = dict(changes or {}), {scale: dict(own) for scale, own in by_scale.items()}
+    A function of the base trial may stand for the mapping, where a change keeps a part of what it replaces.
+    """
 
-    def changes(self, scale: str) -> dict[str, Any]:
-        """The changes at one scale."""
-        return self.common | self.by_scale.get(scale, {})
+    def __init__(self, changes: Changes | None = None, /, **by_scale: Changes):
+        self.common: Changes = changes or {}
+        self.by_scale = by_scale
+
+    def changes(self, scale: str, base: TrialConfig) -> dict[str, Any]:
+        """The changes of `base` at one scale."""
+        parts = (part(base) if callable(part) else part for part in (self.common, self.by_scale.get(scale, {})))
+        return {path: value for part in parts for path, value in part.items()}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A size at which the question is asked: the recipe that arms change, and what a trial of it holds."""
+    """A size at which the question is asked: the recipe that arms change, and what a trial of it holds.
 
-    base: TrialConfig
+    recipe() is the trial on its usual data, recipe(data) on other data: lengths and metrics may follow from the data.
+    """
+
+    recipe: Callable[..., TrialConfig]
     resources: Resources = Resources()
 
 
@@ -147,17 +167,12 @@ class Study:
         """The name of the arm that the others are compared with."""
         return next(iter(self.arms))
 
-    @property
-    def deciding(self) -> Metric | None:
-        """The metric that says which arm is best."""
-        return next((metric for metric in self.report if not isinstance(metric, Watch)), None)
-
     def trial(self, scale: str, arm: str, *, seed: int = 0, data: Any = None, assignments: Iterable[str] = ()) -> Any:
         """The arm's trial.  `assignments` are path=value texts; they go on top of the arm, and may not undo it."""
-        base, changes = self.scales[scale].base, self.arms[arm].changes(scale)
+        recipe = self.scales[scale].recipe
         try:
-            if data is not None:
-                base = override(base, {"data": data})
+            base = recipe() if data is None else recipe(data)
+            changes = self.arms[arm].changes(scale, base)
             trial = override(base, changes)
         except ConfigError as error:
             raise ConfigError(f"arm {arm!r}: {error.path}", error.problem) from None

@@ -35,7 +35,7 @@ class DecoderTraining:
     feedforward: int = 3072
     dropout: float = 0.1
     noise_from: float = 0.001
-    noise_up_to: float = 0.15            # a time of the diffusion's schedule; tan-9 at .15 keeps 18 % of the signal power
+    noise_up_to: float = 0.15            # a time of the diffusion's schedule; tan-9 keeps 18 % of the power there
     training: Training = Training(optimizer=AdamW(lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-3),
                                   ema=NoAverage(), batch=64, steps=1_378)        # one epoch of ROCStories' 88,161 texts
 

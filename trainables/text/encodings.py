@@ -267,7 +267,11 @@ class Encodings(nn.Module):
         device = self.mean.device
         ids, mask = (value.to(device) for value in self.words.ids(texts, length or self.length))
         encoder = FrozenEncoder.load(self.encoder_folder, device)
-        h = encoder.encode(ids, mask) * mask[:, :, None] if self.contextual else F.embedding(ids, encoder.table.float())
+        if not self.contextual:
+            return Batch(ids=ids, mask=mask, encodings=F.embedding(ids, encoder.table.float()))
+        rows = max(1, TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cpu"]) // ids.shape[1])
+        parts = zip(ids.split(rows), mask.split(rows), strict=True)
+        h = torch.cat([encoder.encode(some, real) * real[:, :, None] for some, real in parts])
         return Batch(ids=ids, mask=mask, encodings=h)
 
     def empty(self, count: int, length: int | None = None) -> Batch:

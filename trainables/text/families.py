@@ -61,7 +61,7 @@ class Small:
     feedforward: int = 512
     dropout: float = 0.1
     vocabulary: int = 2_000                    # pieces, at most
-    hidden: float = 0.15                       # share of a text that is hidden in training (BART: twice that), as published
+    hidden: float = 0.15                       # share of a text, as published (BART hides twice that)
     length: int = 64                           # tokens of a training text; longer ones are cut
     training: Training = Training(optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup=50), steps=1_000, batch=64)
     seed: int = 0
@@ -85,7 +85,7 @@ class Small:
 
     @property
     def deviation(self) -> float:
-        """Of the initial weights: the published .02 belongs to a width of 768, and narrow layers start with larger ones."""
+        """Of the initial weights: the published .02 belongs to a width of 768; narrow layers start with larger ones."""
         return 0.02 * (768 / self.width) ** 0.5
 
 

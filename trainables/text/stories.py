@@ -10,7 +10,7 @@ of thing (animal, food, toy).  Given the world, the story walks through *slots*;
 
 So (world, slot) is the hidden state of an HMM with 12 worlds x 15 slots, and the forward algorithm gives the exact
 probability of any text.  A model that has learned only which word follows which word tells stories in which anna is a
-he, a lost toy makes her happy and a cake is brown: the oracle calls them illegal, for no path of hidden states says them.
+he, a lost toy makes her happy and a cake is brown: the oracle calls them illegal, for no path of states says them.
 
 Stories(size, seed)   the corpus as a stage: train, judge, valid and test splits; every story with its class (the world)
                       and a source (name, verb, thing and place: notes from which the story could be written)
@@ -56,8 +56,9 @@ class World:
         """Slot -> the words it may say, equally likely."""
         return {
             "NAME": WHO[self.who], "VERB": EVENTS[self.event], "A": "a",
-            "LOOK": LOOKS[self.thing], "THING": THINGS[self.thing], "STOP": ".", "PRONOUN": PRONOUN[self.who], "WAS": "was felt",
-            "VERY": "very so", "FEELING": FEELING[self.event], "PRONOUN2": PRONOUN[self.who],
+            "LOOK": LOOKS[self.thing], "THING": THINGS[self.thing], "STOP": ".",
+            "PRONOUN": PRONOUN[self.who], "WAS": "was felt", "VERY": "very so",
+            "FEELING": FEELING[self.event], "PRONOUN2": PRONOUN[self.who],
             "ACT": ACTS[self.event], "IT": "it", "STOP2": ".",
         }
 
@@ -177,7 +178,8 @@ class Oracle:
         """The grammar's own distribution over neighbouring words, exactly."""
         expected = np.einsum("s,st,wsa,wtb->ab", self.visits, self.step, self.emission, self.emission) / len(WORLDS)
         total = expected.sum()
-        return {(self.words[a], self.words[b]): float(expected[a, b] / total) for a, b in np.argwhere(expected[:-1, :-1] > 0)}
+        pairs = np.argwhere(expected[:-1, :-1] > 0)
+        return {(self.words[a], self.words[b]): float(expected[a, b] / total) for a, b in pairs}
 
     def total_variation(self, texts: list[str]) -> float:
         """Half the L1 distance between the texts' bigrams and the grammar's.   0 equal, 1 disjoint; 1 for no bigrams"""
@@ -185,7 +187,8 @@ class Oracle:
         total = sum(counts.values())
         if total == 0:
             return 1.0
-        return 0.5 * sum(abs(counts[pair] / total - self.bigrams.get(pair, 0.0)) for pair in counts.keys() | self.bigrams)
+        pairs = counts.keys() | self.bigrams
+        return 0.5 * sum(abs(counts[pair] / total - self.bigrams.get(pair, 0.0)) for pair in pairs)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -13,19 +13,19 @@ Each returns a transformers fast tokenizer; `vocabulary` is the most pieces it m
 special.  It reads two small files and does not need transformers.
 """
 
+import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
-
-from trainables.text.unigram import unigram_pieces
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")     # said before its first use: a forked worker would warn
 
@@ -80,16 +80,38 @@ def unigram(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     cut = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s"), "isolated"),
         pre_tokenizers.Metaspace(prepend_scheme="first", split=False)])
-    words = Counter(word for text in texts for word, _ in cut.pre_tokenize_str(text))
+    words = Counter(word for text in texts for word, _ in cut.pre_tokenize_str(text) if not word.isspace())
     special = ["<pad>", "</s>", "<unk>"]
-    pieces = [(token, 0.0) for token in special] + unigram_pieces(words, vocabulary - len(special))
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))                          # type: ignore[call-arg]
+    tokenizer = Tokenizer(models.Unigram(_pieces(words, vocabulary), unk_id=2))      # type: ignore[call-arg]
     tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
     tokenizer.add_special_tokens([*special, *sentinels])
     return _framed(tokenizer, "", "</s>", pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
                    extra_special_tokens=sentinels)
+
+
+def _pieces(words: Mapping[str, int], vocabulary: int) -> list[tuple[str, float]]:
+    """At most `vocabulary` pieces of words said so often, and their scores: <pad>, </s>, <unk>, then likeliest first.
+
+    ValueError: fewer than the different characters, which always stay
+    """
+    letters = len(set[str]().union(*words))
+    if letters + 3 > vocabulary:
+        raise ValueError(f"a vocabulary of {vocabulary} pieces is too small for {letters} different characters and 3 "
+                         "special tokens")
+    # SentencePiece's candidates are what repeats and is followed by different things.  Where words are few that is no
+    # whole word, so each is shown twice: once it ends there, and once a blank follows.
+    lines = [f"{word}{blank}\t{times}" for word, count in sorted(words.items())
+             for blank, times in (("", count - 1), (" ", 1)) if times]
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), input_format="tsv", model_writer=model, model_type="unigram",
+        vocab_size=vocabulary, hard_vocab_limit=False, character_coverage=1.0, num_threads=1, minloglevel=2,
+        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    trained = SentencePieceProcessor(model_proto=model.getvalue())
+    return [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
 
 
 def _framed(tokenizer: Tokenizer, start: str, end: str, **names: Any) -> "PreTrainedTokenizerFast":

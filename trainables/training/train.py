@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from trainables.config import config, fingerprint
 from trainables.randomness import Rng, seed_of, step_rng
 from trainables.stages import Context
-from trainables.system import Batch, Trains
+from trainables.system import Batch, Diagnoses, Trains
 from trainables.training.average import Ema, NoAverage, PowerEma, averaged
 from trainables.training.batches import Batches, Feed
 from trainables.training.learning_rate import Constant, Cosine, Linear
@@ -256,7 +256,8 @@ def validation(model: nn.Module, held_out: Batches, cfg: Training, seed: int, de
     # A worker without a batch learns the names from worker 0, which always has one.
     names = json.loads(parallel.share(json.dumps(sorted(totals)).encode()))
     means = parallel.sum(torch.tensor([float(totals.get(name, 0.0)) for name in names], dtype=torch.float64))
-    return dict(zip(names, means.tolist(), strict=True))
+    more = model.diagnose() if isinstance(model, Diagnoses) else {}
+    return dict(zip(names, means.tolist(), strict=True)) | {name: float(value) for name, value in more.items()}
 
 
 def named(split: str, values: Mapping[str, float]) -> dict[str, float]:
