@@ -239,16 +239,16 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
             length=13 if stories else 48,
             process=Gaussian(schedule=Tangent(d=3.0), predicts="x0"),
             times=Times(low=0.05),
-            network=Transformer(layers=4, width=64, heads=4, feedforward=128, positions=64, dropout=0.0, skips=False,
+            network=Transformer(layers=4, width=64, heads=2, feedforward=128, positions=64, dropout=0.0, skips=False,
                                 norm="pre", time_scale=1_000.0),
             decoder=DecoderTraining(
-                layers=2, heads=4, feedforward=256, dropout=0.0, noise_up_to=0.25,
+                layers=2, heads=2, feedforward=256, dropout=0.0, noise_up_to=0.25,
                 training=Training(optimizer=AdamW(lr=5e-3), schedule=Linear(warmup=20), ema=NoAverage(), steps=700,
                                   batch=64))),
         data=data,
         training=Training(
             optimizer=AdamW(lr=1e-2, betas=(0.9, 0.98)), schedule=Cosine(warmup=100), ema=Ema(decay=0.99),
-            steps=1_600 if stories else 4_000, batch=64, record_every=50, validate_every=500,
+            steps=1_500 if stories else 1_200, batch=64 if stories else 32, record_every=50, validate_every=500,
             save_every=500, validate_on=512),
         sampling=Sampling(stepper=DpmPlusPlus2M(), grid=LogSnrGrid(low=-8.0, high=4.0), steps=20, count=500, batch=500),
         evaluation=Evaluation(
@@ -260,6 +260,6 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
 def small_encoder(width: int) -> Small:
     """A language model small enough to be trained before breakfast; it hides more of a text than the published 15 %,
     which of ten words would be one or two."""
-    return Small(layers=2, width=width, heads=4, feedforward=4 * width, dropout=0.0, vocabulary=1_000, hidden=0.3,
+    return Small(layers=2, width=width, heads=2, feedforward=4 * width, dropout=0.0, vocabulary=1_000, hidden=0.3,
                  length=48, training=Training(optimizer=AdamW(lr=3e-3), schedule=Cosine(warmup=50), ema=NoAverage(),
                                               steps=600, batch=64))
