@@ -1,4 +1,4 @@
-"""Laws of configs: frozen and typed, changed by path with every check, and equal exactly when their fingerprints are."""
+"""Laws of configs: frozen and typed, changed by path with every check, equal exactly when their fingerprints are."""
 
 import dataclasses
 import json

@@ -165,12 +165,12 @@ def test_curves_carry_the_name_of_their_stage(tmp_path):
 
 
 def test_processes_make_it_once_and_a_killed_one_leaves_nothing_that_counts(context):
-    """Four processes ask for one stage; then one is killed in the middle of another, and its waiting sibling makes it."""
+    """Four processes ask for one stage; then one is killed in the middle of another."""
     script = Path(__file__).absolute()
-    child = subprocess.Popen([sys.executable, str(script), str(context.store.folder)], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])})
-    assert child.stdin is not None and child.stdout is not None
-    with child, child.stdin, child.stdout:
+    child = subprocess.Popen([sys.executable, str(script), str(context.store.folder)], stdout=subprocess.PIPE,
+                             text=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])})
+    assert child.stdout is not None
+    with child, child.stdout:
         assert child.stdout.readline() == "raced 3 3 3 3\n"
         assert len(makes(context)) == 1
         victim = int(child.stdout.readline())
@@ -276,13 +276,12 @@ def bucket(request, tmp_path) -> str:
 
 
 def machine(bucket: str, folder: Path) -> Context:
+    folder.mkdir()
     return Context(Store(bucket, cache=folder / "cache"))
 
 
 def test_another_machine_fetches_what_one_has_made(bucket, tmp_path):
     one, two = machine(bucket, tmp_path / "one"), machine(bucket, tmp_path / "two")
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     made = one.get(Numbers())
     assert made.is_relative_to(tmp_path / "one") and two.store.has(Numbers())
     fetched = two.get(Numbers())
@@ -294,8 +293,6 @@ def test_another_machine_fetches_what_one_has_made(bucket, tmp_path):
 
 def test_half_an_upload_is_not_whole_and_is_tried_again(bucket, tmp_path, monkeypatch):
     one, two = machine(bucket, tmp_path / "one"), machine(bucket, tmp_path / "two")
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     system = type(fsspec.core.url_to_fs(bucket)[0])
     put, sent = system.put_file, []
 
@@ -310,7 +307,7 @@ def test_half_an_upload_is_not_whole_and_is_tried_again(bucket, tmp_path, monkey
         with pytest.raises(ConnectionError):
             one.get(Numbers())
     fs = fsspec.core.url_to_fs(bucket)[0]
-    assert len(sent) == 2 and all(fs.exists(there) for there in sent)         # there is something, and it does not count
+    assert len(sent) == 2 and all(fs.exists(there) for there in sent)         # there is something; it does not count
     assert not one.store.has(Numbers()) and not two.store.has(Numbers())
     one.get(Numbers())
     assert len(makes(one)) == 1                                               # sent again, not made again
@@ -319,8 +316,6 @@ def test_half_an_upload_is_not_whole_and_is_tried_again(bucket, tmp_path, monkey
 
 def test_half_a_download_is_not_whole(bucket, tmp_path, monkeypatch):
     one, two = machine(bucket, tmp_path / "one"), machine(bucket, tmp_path / "two")
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     one.get(Numbers())
     system, got = type(fsspec.core.url_to_fs(bucket)[0]), []
     get = system.get_file

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from trainables.evaluation.context_gain import ContextGain, bounds
 from trainables.networks.transformer import Transformer
 from trainables.randomness import Rng, step_rng
 from trainables.stages import Context, Store
-from trainables.system import Batch, Prediction, System
+from trainables.system import Batch, Prediction
 from trainables.tencdm import TEncDM, TEncDMSystem, tencdm_laptop
 from trainables.text.corpora import Stories, read_texts
 from trainables.text.decoder import DecoderTraining, load_reader
@@ -69,13 +70,20 @@ def rows(system: TEncDMSystem, count: int = 8, first: int = 0, split: str = "tra
 class Told(nn.Module):
     """A network that answers what it is told to, and remembers what it was asked."""
 
-    def __init__(self, answer):
+    def __init__(self, answer: Callable[[Tensor], Tensor]):
         super().__init__()
         self.answer, self.asked = answer, []
 
     def forward(self, x_t, t, guess, source=None, source_mask=None):
         self.asked.append((x_t, t, guess.clone(), source, source_mask, torch.is_grad_enabled()))
         return self.answer(x_t)
+
+
+def tell(system: TEncDMSystem, answer: Callable[[Tensor], Tensor]) -> Told:
+    """The system with such a network."""
+    told = Told(answer)
+    setattr(system, "network", told)                                              # noqa: B010
+    return told
 
 
 # ---------------------------------------------------------------- the loss
@@ -86,10 +94,10 @@ def test_the_loss_is_a_mean_over_all_positions_pads_included(context):
     batch = rows(system)
     x0 = system.encodings.encode(batch)
     assert not batch.mask.all() and not x0[~batch.mask].any()
-    system.network = Told(lambda x_t: torch.where(batch.mask[..., None], x0, 3.0))        # wrong at pads, by 3
+    tell(system, lambda x_t: torch.where(batch.mask[..., None], x0, 3.0))        # wrong at pads, by 3
     loss = system.loss(batch, 0.0, step_rng(0, 0))["loss"]
     assert float(loss) == pytest.approx(9 * float((~batch.mask).float().mean()), rel=1e-5)
-    system.network = Told(lambda x_t: torch.zeros_like(x0))                               # right at pads, and they count
+    tell(system, lambda x_t: torch.zeros_like(x0))                               # right at pads: they count
     assert float(system.loss(batch, 0.0, step_rng(0, 0))["loss"]) == pytest.approx(float(x0.square().mean()), rel=1e-5)
 
 
@@ -101,7 +109,7 @@ def test_the_network_is_asked_for_what_the_process_says(predicts, context):
     x0 = system.encodings.encode(batch)
     t = system.cfg.times.draw(batch.mask, 0.0, rng := step_rng(0, 0), process.schedule)
     _, noise = process.corrupt(x0, t, rng)
-    system.network = told = Told(lambda x_t: process.target(x0, noise, t))
+    told = tell(system, lambda x_t: process.target(x0, noise, t))
     assert float(system.loss(batch, 0.0, step_rng(0, 0))["loss"]) == 0
     torch.testing.assert_close(told.asked[1][2], x0, atol=1e-3, rtol=1e-3)
 
@@ -127,7 +135,7 @@ def test_a_share_of_the_global_batch_sees_its_own_first_guess(share, count, part
     system = system_of(override(PLAIN, {"self_conditioning": share}), context)
     hinted = torch.zeros(count * parts)
     for part in range(parts):
-        system.network = told = Told(lambda x_t: torch.ones_like(x_t))
+        told = tell(system, lambda x_t: torch.ones_like(x_t))
         system.loss(rows(system, count), 0.0, step_rng(0, 0, part=part, parts=parts))
         *first, last = told.asked
         guess = last[2]
@@ -169,7 +177,7 @@ def test_the_sampler_hands_each_guess_to_the_next_look_unless_there_is_no_self_c
     for share in (0.5, 0.0):
         system = system_of(override(PLAIN, {"self_conditioning": share}), context).eval()
         calls = iter(range(1, 100))
-        system.network = told = Told(lambda x_t, calls=calls: torch.full_like(x_t, float(next(calls))))
+        told = tell(system, lambda x_t, calls=calls: torch.full_like(x_t, float(next(calls))))
         stepping = Sampling(stepper=EulerMaruyama(), grid=LinearGrid(end=0.01), steps=4, count=2, batch=2)
         sample(system, stepping, (2, 13), step_rng(0, 0))
         assert [float(asked[2].unique()) for asked in told.asked] == ([0.0, 1.0, 2.0, 3.0] if share else [0.0] * 4)
@@ -257,7 +265,7 @@ def test_sources_are_dropped_at_their_rate_and_only_in_training(context):
     assert torch.equal(mask[~dropped], batch.source.mask[~dropped])
     assert (mask[dropped].sum(1) == 2).all()                                      # its two special tokens
     for training in (True, False):
-        system.network = told = Told(lambda x_t: x_t)
+        told = tell(system, lambda x_t: x_t)
         system.train(training)
         system.loss(batch, 0.0, step_rng(0, 0))
         assert torch.equal(told.asked[-1][3], own) != training
@@ -299,15 +307,13 @@ def speaks(context) -> TEncDMSystem:
 @pytest.mark.parametrize("sampling", [
     QUICK, Sampling(stepper=EulerMaruyama(), grid=LinearGrid(end=0.01), steps=5, count=8, batch=8)])
 def test_from_noise_to_texts(sampling, speaks):
-    assert isinstance(speaks, nn.Module)
-    as_system: System = speaks
-    x, hat = sample(as_system, sampling, (8, 13), step_rng(0, "samples"))
+    x, hat = sample(speaks, sampling, (8, 13), step_rng(0, "samples"))
     assert x.shape == hat.x0.shape == (8, 13, 32) and x.isfinite().all() and not x.requires_grad
     texts = speaks.decode(x, hat)
     assert len(texts) == 8 and all(isinstance(text, str) and "[" not in text for text in texts)
-    again, _ = sample(as_system, sampling, (8, 13), step_rng(0, "samples"))
+    again, _ = sample(speaks, sampling, (8, 13), step_rng(0, "samples"))
     assert torch.equal(x, again)
-    assert not torch.equal(x, sample(as_system, sampling, (8, 13), step_rng(1, "samples"))[0])
+    assert not torch.equal(x, sample(speaks, sampling, (8, 13), step_rng(1, "samples"))[0])
 
 
 @pytest.mark.parametrize("encoder", [ENCODER, Embeddings(of=ENCODER)], ids=["contextual", "embeddings"])
@@ -318,26 +324,32 @@ def test_clean_encodings_decode_to_their_own_words(encoder, context):
     batch = system.batches("valid").take(torch.arange(15))
     texts = system.decode(system.encodings.encode(batch), Prediction(torch.empty(0)))
     real = read_texts(context.get(DATA), "valid")
-    pairs = [(a, b) for one, two in zip(texts, real, strict=True) for a, b in zip(one.split(), two.split(), strict=True)]
+    pairs = [pair for one, two in zip(texts, real, strict=True) for pair in zip(one.split(), two.split(), strict=True)]
     assert sum(a == b for a, b in pairs) / len(pairs) > 0.99
 
 
-def test_a_text_ends_at_its_first_end_token(speaks):
-    words = speaks.encodings.words
-    ids, _ = words.ids(["anna found a cat . she kept it ."], 13)
-    ids[0, 6] = words.end[0]
-    assert system_like(speaks, ids).decode(torch.zeros(1, 13, 32), Prediction(torch.empty(0))) == ["anna found a cat ."]
+class Reads(nn.Module):
+    """A reader that reads these ids out of anything, and remembers what it was shown."""
+
+    def __init__(self, ids: Tensor, words: int):
+        super().__init__()
+        self.ids, self.words, self.shown = ids, words, torch.empty(0)
+
+    def forward(self, h, source=None, source_mask=None):
+        self.shown = h
+        return nn.functional.one_hot(self.ids, self.words).float()
 
 
-def system_like(system: TEncDMSystem, ids: Tensor) -> TEncDMSystem:
-    """The same system with a reader that reads these ids out of anything."""
-    class Reader(nn.Module):
-        def forward(self, h, source=None, source_mask=None):
-            return nn.functional.one_hot(ids, system.encodings.vocabulary).float()
-
-    same = TEncDMSystem(system.cfg, system.encodings, None)
-    same.reader = Reader()                                                        # type: ignore[assignment]
-    return same
+def test_the_reader_is_shown_encodings_as_the_encoder_gave_them_and_a_text_ends_at_its_first_end(context):
+    system = system_of(PLAIN, context)
+    ids, _ = system.encodings.words.ids(["anna found a cat . she kept it ."], 13)
+    ids[0, 6] = system.encodings.words.end[0]
+    reader = Reads(ids, system.encodings.vocabulary)
+    setattr(system, "reader", reader)                                             # noqa: B010
+    z = torch.randn(1, 13, 32, generator=torch.Generator().manual_seed(0))
+    assert system.decode(z, Prediction(torch.empty(0))) == ["anna found a cat ."]
+    assert torch.equal(reader.shown, z * system.encodings.std + system.encodings.mean)
+    assert not torch.allclose(reader.shown, z, atol=0.05)
 
 
 def test_a_checkpoint_holds_the_network_and_nothing_else(context, reads):

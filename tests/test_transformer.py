@@ -36,6 +36,11 @@ def unconditional(inputs: dict) -> dict:
     return {name: inputs[name] for name in ("x_t", "t", "guess")}
 
 
+def inlets(network: Denoiser) -> list[nn.Linear]:
+    """Where time and guess enter the layers."""
+    return [inlet for inlet in (*network.time_in, *network.guess_in) if isinstance(inlet, nn.Linear)]
+
+
 # ---------------------------------------------------------------- sizes
 
 
@@ -112,15 +117,15 @@ def test_skips_come_from_the_mirrored_layer(skips, got, told):
     network = tiny(skips=skips)
     layers = [Shift(i) for i in range(4)]
     network.layers = nn.ModuleList(layers)
-    for mute in (network.position, *network.time_in, *network.guess_in):
-        nn.init.zeros_(mute.weight)
-    for inlet in (*network.time_in, *network.guess_in):
+    nn.init.zeros_(network.position.weight)
+    for inlet in inlets(network):
+        nn.init.zeros_(inlet.weight)
         nn.init.zeros_(inlet.bias)
     nothing = torch.zeros(1, L, D), torch.zeros(1, 1), torch.zeros(1, L, D)
     output = network(*nothing)
     assert [layer.got.unique().tolist() for layer in layers] == [[value] for value in got]
     assert output.unique().tolist() == [got[3] + 1000]
-    for inlet in (*network.time_in, *network.guess_in):
+    for inlet in inlets(network):
         nn.init.constant_(inlet.bias, 0.25)
     network(*nothing)
     assert [float(layer.got[0, 0, 0]) - value for layer, value in zip(layers, got, strict=True)] == told
@@ -129,13 +134,13 @@ def test_skips_come_from_the_mirrored_layer(skips, got, told):
 def test_every_layer_hears_the_time_and_the_guess(inputs):
     network, known = tiny(), unconditional(inputs)
     before = network(**known)
-    for inlets in (network.time_in, network.guess_in):
-        for inlet in inlets:
-            kept = inlet.weight.clone()
-            nn.init.zeros_(inlet.weight)
-            assert not torch.allclose(network(**known), before, atol=1e-4)
-            with torch.no_grad():
-                inlet.weight.copy_(kept)
+    assert len(inlets(network)) == 8
+    for inlet in inlets(network):
+        kept = inlet.weight.clone()
+        nn.init.zeros_(inlet.weight)
+        assert not torch.allclose(network(**known), before, atol=1e-4)
+        with torch.no_grad():
+            inlet.weight.copy_(kept)
     assert not torch.allclose(network(**{**known, "guess": torch.zeros(B, L, D)}), before, atol=1e-4)
 
 

@@ -1,8 +1,10 @@
-"""Laws of trials: from text to scores in one call, exactly resumed, never made twice, refused before anything starts."""
+"""Laws of trials: from text to scores in one call, exactly resumed, never made twice, refused in time."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from trainables.evaluation.variety import Variety
 from trainables.networks.transformer import Transformer
 from trainables.stages import Context, Store, key, upstream
 from trainables.tencdm import TEncDM, tencdm, tencdm_laptop
-from trainables.text.corpora import Stories, import_files
+from trainables.text.corpora import Data, Stories, import_files
 from trainables.text.decoder import DecoderTraining
 from trainables.text.encoders import Bert, Small
 from trainables.text.stories import Oracle
@@ -33,7 +35,7 @@ SHORT = Training(optimizer=AdamW(lr=5e-3), schedule=Constant(), ema=NoAverage(),
                  precision="float32")
 
 
-def tiny(data=Stories(size=300), **changes) -> Trial:
+def tiny(data: Data = Stories(size=300), changes: Mapping[str, object] = MappingProxyType({})) -> Trial:
     trial = Trial(
         system=TEncDM(
             encoder=Bert(weights=Small(layers=1, width=16, heads=2, feedforward=32, dropout=0.0, vocabulary=300,
@@ -175,7 +177,8 @@ def test_stopped_and_resumed_the_weights_are_the_same_bit_for_bit(stops, metrics
 
 def test_a_conditional_trial_reads_the_test_sources_in_turn(context):
     """More samples than sources: they cycle; every sample says what it was written from."""
-    trial = tiny(**{"system.source_length": 6, "sampling.count": 20, "sampling.guidance": 0.5, "training.steps": 4})
+    trial = tiny(changes={"system.source_length": 6, "training.steps": 4, "sampling.count": 20,
+                          "sampling.guidance": 0.5})
     trial.check(context)
     scores = run(trial, context)
     assert "valid/context_gain" not in scores and "test/illegal" in scores
@@ -212,8 +215,8 @@ def test_sources_that_are_not_there_are_refused(tmp_path):
     context = Context(Store(tmp_path / "stages"))
     data = texts(tmp_path, [f"word{i} two three four" for i in range(200)], context.store)
     with pytest.raises(ConfigError, match=r"system.source_length: .* no sources to read; it must be 0"):
-        tiny(data, **{"system.source_length": 6}).check(context)
-    tiny(**{"system.source_length": 6}).check(context)
+        tiny(data, {"system.source_length": 6}).check(context)
+    tiny(changes={"system.source_length": 6}).check(context)
 
 
 @pytest.mark.parametrize("recipe", [tiny, tencdm])

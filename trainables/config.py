@@ -332,7 +332,7 @@ def from_dict(annotation: Any, data: Any, path: str = "") -> Any:
                 arguments[name] = from_dict(fields(cls)[name], entry, join(path, name))
         return build(cls, arguments, path)
     if isinstance(data, (list, tuple)):
-        kinds = next((get_args(member) for member in members(annotation) if get_origin(member) is tuple), ())
+        kinds: tuple = next((get_args(member) for member in members(annotation) if get_origin(member) is tuple), ())
         kinds = (kinds[0],) * len(data) if kinds[1:] == (Ellipsis,) else kinds
         if len(kinds) == len(data):
             data = tuple(from_dict(kind, entry, path) for kind, entry in zip(kinds, data, strict=True))

@@ -17,6 +17,8 @@ import torch
 from trainables.config import ConfigError, config
 from trainables.diffusion.sampler import Sampling, sample
 from trainables.evaluation.evaluation import Evaluation
+from trainables.evaluation.mauve import Mauve
+from trainables.evaluation.verdict import worst
 from trainables.randomness import seed_of, step_rng
 from trainables.stages import Context, Stage, Store
 from trainables.system import Batch
@@ -61,6 +63,9 @@ class Trial:
 
         ConfigError, with the dotted path.
         """
+        for metric in self.evaluation.metrics:
+            if isinstance(metric, Mauve):
+                metric.check()
         if self.sampling.count < self.evaluation.references:
             raise ConfigError("sampling.count", "must be at least evaluation.references = "
                                                 f"{self.evaluation.references}, not {self.sampling.count}")
@@ -167,7 +172,8 @@ class Scored:
         texts = [row["text"] for row in read_lines(context.get(self.samples) / "samples.jsonl")]
         scores = self.evaluation.measure(texts, self.split, data, context)
         ended = read_curve(context.get(self.samples.checkpoint) / "curve.jsonl")
-        metrics = {f"{self.split}/{name}": value for name, value in scores.values.items()}
+        values = scores.values | {"departure": worst(scores.values)}       # in the eyes of the strictest metric
+        metrics = {f"{self.split}/{name}": value for name, value in values.items()}
         (out / "metrics.json").write_text(json.dumps(metrics | {
             name: value for name, value in ended.items() if name.startswith("valid/")}, indent=1), encoding="utf-8")
         (out / "absent.json").write_text(json.dumps(scores.absent, indent=1), encoding="utf-8")

@@ -24,7 +24,7 @@ from studies.engine import report
 from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
-from studies.engine.options import Options, check, open_store, prepare
+from studies.engine.options import Options, check, check_world, open_store, prepare
 from studies.engine.plan import Plan
 from studies.engine.provenance import code
 from studies.engine.study import BadInput, Study
@@ -79,7 +79,7 @@ def conduct(study: Study, options: Options) -> int:
         plan = prepare(study, options, ledger, cluster)
         if options.dry_run:
             console.print(Text("\n".join(plan.lines())), soft_wrap=True)
-            warn(plan, cluster, console)
+            warn(plan, options, cluster, console)
             return 0
         if not options.report:
             assert cluster is not None
@@ -96,12 +96,13 @@ def conduct(study: Study, options: Options) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def warn(plan: Plan, cluster: Cluster | None, console: Console) -> None:
+def warn(plan: Plan, options: Options, cluster: Cluster | None, console: Console) -> None:
     """What would stop the plan here: a plan for a cluster may be read on a laptop."""
     try:
         if cluster is not None:
             cluster.trials(plan.resources)
-    except BadInput as error:
+        check_world(plan, open_store(options))
+    except (BadInput, ConfigError) as error:
         console.print(Text(f"\nit cannot run here: {error}"), soft_wrap=True)
 
 

@@ -92,7 +92,7 @@ def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | N
     plan = make_plan(study, scale=scale, why=why, ledger=ledger, store=store, resources=resources, data=data,
                      seeds=options.seeds or study.seeds, arms=chosen_arms(study, options),
                      assignments=options.assignments)
-    if not options.report:
+    if not options.report and not options.dry_run:
         check_world(plan, store)
     return plan
 

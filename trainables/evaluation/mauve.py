@@ -9,12 +9,13 @@ where there are fewer texts, and the score of real texts (mauve_real) is printed
 
 import functools
 import importlib
+import importlib.util
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from trainables.config import config
+from trainables.config import ConfigError, config
 from trainables.evaluation.features import Features, FeatureTable, JudgeStates
 from trainables.evaluation.real import Real, shortage
 from trainables.stages import Context, Stage
@@ -34,6 +35,11 @@ class Mauve:
     def __post_init__(self):
         if self.buckets < 2 or self.scaling <= 0:
             raise ValueError("buckets must be at least 2, scaling positive")
+
+    def check(self) -> None:
+        """ConfigError where the library is not installed."""
+        if importlib.util.find_spec("mauve") is None or importlib.util.find_spec("faiss") is None:
+            raise ConfigError("evaluation.metrics", "MAUVE needs the extra: pip install 'palimpsest[paper]'")
 
     def needs(self, real: Real) -> tuple[Stage, ...]:
         return (*self.features.needs(real.data), FeatureTable(real=real, features=self.features))
