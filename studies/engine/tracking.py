@@ -26,6 +26,7 @@ from studies.engine.study import BadInput
 LONGEST_VALUE = 500                     # characters of a parameter; older servers refuse longer ones
 STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "stopped": "KILLED"}
 PARENT = "study"                        # the key of the parent run
+TAGS = {"mlflow.experimentKind": "custom_model_development"}      # else the UI opens on chat traces
 
 
 def tracking_uri(out: Path) -> str:
@@ -70,7 +71,7 @@ class Tracking:
             self.client = MlflowClient(tracking_uri=self.uri)
             found = self.client.get_experiment_by_name(study)
             place = None if os.environ.get("MLFLOW_TRACKING_URI") else (out / "artifacts").absolute().as_uri()
-            self.experiment = found.experiment_id if found else self.client.create_experiment(study, place)
+            self.experiment = found.experiment_id if found else self.client.create_experiment(study, place, TAGS)
             self.runs = dict(self._find_runs())
             parent = self.runs.get(PARENT) or self._create(PARENT, study, {"kind": "study"})
             self.runs[PARENT] = parent
