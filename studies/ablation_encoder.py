@@ -37,7 +37,7 @@ study = Study(
     },
     report=(
         Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),
-        Maximise("test/mauve"), Minimise("test/fd"), Minimise("test/judge_nll"), Minimise("test/perplexity"),
+        Maximise("test/mauve"), Minimise("test/judge_nll"), Minimise("test/fd"), Minimise("test/perplexity"),
         Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/departure"),
         Maximise("valid/context_gain"),
     ),
