@@ -132,7 +132,7 @@ def test_the_oracle_agrees(tmp_path: Path):
     """Where the truth is known, what the set calls far from real is what the grammar calls wrong."""
     context = Context(Store(tmp_path))
     metrics = (OracleScores(), *(metric for metric in SET if not isinstance(metric, Mauve)))
-    stories = table(Stories(size=6000), Evaluation(metrics=metrics, references=N), context)
+    stories = table(Stories(size=12_000), Evaluation(metrics=metrics, references=N), context)
     assert worst(stories["held-out real"]) < 2 and stories["held-out real"]["illegal"] == 0
     suspicion = {name: worst(values) for name, values in stories.items() if name != "held-out real"}
     assert min(suspicion.values()) > 3, suspicion
