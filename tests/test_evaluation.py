@@ -12,6 +12,8 @@ import torch
 
 from trainables.config import ConfigError, from_dict, override, to_dict
 from trainables.evaluation import mauve as mauve_file
+from trainables.evaluation.bleu import Bleu
+from trainables.evaluation.consensus import agreed, bleu
 from trainables.evaluation.evaluation import BETTER, Evaluation, Metric, RealScores
 from trainables.evaluation.features import EncoderStates, Features, JudgeStates, MiniLM, Pooled
 from trainables.evaluation.frechet import Frechet, frechet
@@ -26,7 +28,7 @@ from trainables.evaluation.variety import Variety, distinct, entropy, self_bleu
 from trainables.evaluation.verdict import TOLERANCES, departures, remarks, worst
 from trainables.evaluation.words import Hashes, ngrams, words
 from trainables.stages import Context, Store, key
-from trainables.text.corpora import Stories, import_files, read_texts
+from trainables.text.corpora import Stories, import_files, read_rows, read_texts
 from trainables.text.encoders import Bert, Small
 from trainables.text.tokenizers import byte_level_bpe
 
@@ -43,6 +45,12 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 @pytest.fixture(scope="module")
 def real(context: Context) -> list[str]:
     return read_texts(context.get(DATA), "valid")[:N]
+
+
+@pytest.fixture(scope="module")
+def sources(context: Context) -> list[str]:
+    """What the texts of `real` were written from."""
+    return [row["source"] for row in read_rows(context.get(DATA), "valid")[:N]]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> str:
 def all_metrics(causal: str) -> list[Metric]:
     cloud = JudgeStates(judge=JUDGE)
     return [OracleScores(), Mauve(features=cloud, buckets=5), Frechet(features=cloud), JudgeNll(judge=JUDGE),
-            Variety(hypotheses=20, references=10), Memorisation(), Perplexity(name=causal, length=48)]
+            Variety(hypotheses=20, references=10), Memorisation(), Perplexity(name=causal, length=48), Bleu()]
 
 
 # ---------------------------------------------------------------- laws of all metrics
@@ -76,22 +84,24 @@ def test_all_members_of_the_union_are_tested():
 
 
 @pytest.mark.parametrize("place", range(len(get_args(Metric))), ids=[metric.__name__ for metric in get_args(Metric)])
-def test_a_metric_gives_its_values_and_no_others(place: int, context: Context, real: list[str], causal: str):
+def test_a_metric_gives_its_values_and_no_others(place: int, context: Context, real: list[str], sources: list[str],
+                                                 causal: str):
     metric = all_metrics(causal)[place]
     evaluation = Evaluation(metrics=(metric,), references=N)
     assert from_dict(Evaluation, to_dict(evaluation)) == evaluation
-    values, absent = evaluation.measure(real, "test", DATA, context)
+    values, absent = evaluation.measure(real, "test", DATA, context, sources)
     assert not absent and all(math.isfinite(value) for value in values.values())
     assert set(values) == {*metric.better, *(f"{name}_real" for name in metric.better)}
-    assert values == evaluation.measure(list(real), "test", DATA, context).values
+    assert values == evaluation.measure(list(real), "test", DATA, context, list(sources)).values
     for cheat in (["", "  "], []):
         values, absent = evaluation.measure(cheat, "test", DATA, context)
         assert set(absent) == set(metric.better) and all("samples" in reason for reason in absent.values())
-    one = evaluation.score(["", *real[1:]], "test", DATA, context)                  # an empty one among them is counted
-    assert set(metric.better) <= set(one)
+    one = evaluation.measure(["", *real[1:]], "test", DATA, context, sources)      # an empty one among them is counted
+    assert set(metric.better) <= set(one.values)
 
 
-def test_scoring_asks_for_nothing_but_its_needs(context: Context, real: list[str], causal: str, monkeypatch):
+def test_scoring_asks_for_nothing_but_its_needs(context: Context, real: list[str], sources: list[str], causal: str,
+                                                monkeypatch):
     evaluation = Evaluation(metrics=tuple(all_metrics(causal)), references=N)
     needs = evaluation.needs(DATA)
     assert len({key(stage) for stage in needs}) == len(needs)
@@ -99,12 +109,14 @@ def test_scoring_asks_for_nothing_but_its_needs(context: Context, real: list[str
         context.get(stage)
     monkeypatch.setattr(Store, "_make", lambda self, stage, context: pytest.fail(f"{key(stage)} was not announced"))
     for split in ("valid", "test"):
-        assert not evaluation.measure(real, split, DATA, context).absent
+        assert not evaluation.measure(real, split, DATA, context, sources).absent
 
 
 def test_the_real_value_is_the_score_of_real_texts(context: Context, causal: str):
     evaluation = Evaluation(metrics=tuple(all_metrics(causal)), references=N)
-    values = evaluation.score(Real(data=DATA, split="valid", count=N).texts(context), "test", DATA, context)
+    rows = Real(data=DATA, split="valid", count=N).rows(context)
+    values = evaluation.measure([row["text"] for row in rows], "test", DATA, context,
+                                [row["source"] for row in rows]).values
     for name in values:
         assert name.endswith("_real") or values[name] == values[f"{name}_real"]
 
@@ -113,6 +125,7 @@ def test_values_that_depend_on_n_are_refused_at_another_n(context: Context, real
     evaluation = Evaluation(metrics=tuple(all_metrics(causal)), references=N)
     values, absent = evaluation.measure(real[:20], "test", DATA, context)
     of_n = ("total_variation", "mauve", "fd", "distinct_1", "distinct_2", "diversity", "self_bleu", "duplicates")
+    assert absent.pop("bleu") == "the samples were not written from sources"
     assert absent == dict.fromkeys(of_n, f"needs {N} samples, there are 20")
     assert {"judge_nll", "entropy", "memorisation", "illegal", "perplexity"} <= set(values)
     more = evaluation.measure(real + real, "test", DATA, context).values
@@ -319,3 +332,32 @@ def test_real_scores_are_a_stage_of_data_and_metrics_alone():
     real = Real(data=DATA, split="test", count=N)
     assert evaluation.baseline("test", DATA) == RealScores(metrics=(Variety(),), real=real)
     assert [type(stage).__name__ for stage in evaluation.needs(DATA)] == ["Stories", "RealScores", "RealScores"]
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_bleu_takes_every_text_of_a_source_as_a_reference(context: Context, tmp_path: Path):
+    (tmp_path / "texts.csv").write_text("text,notes\n" + "".join(
+        f"the {thing} is very {how} today,{thing}\n" for thing in ("cat", "dog", "bird", "fish", "frog", "horse", "cow", "hen") * 4
+        for how in ("small", "brown")))
+    data = import_files(f"{tmp_path / 'texts.csv'}:text:notes", None, context.store)
+    source = read_rows(context.get(data), "test")[0]["source"]
+
+    def of(text: str, source: str) -> dict[str, float]:
+        return Bleu().score_pairs([text], [source], Real(data=data, split="test", count=2), context)  # type: ignore
+
+    assert of(f"the {source} is very brown today", source) == {"bleu": 1.0}
+    assert of(f"the {source} is very small today", source) == {"bleu": 1.0}
+    assert 0 < of(f"the {source} is very small now", source)["bleu"] < 1
+    assert "no text of these samples' sources" in str(of("the cat", "lion")["bleu"])
+
+
+def test_the_most_agreed_text_is_chosen_by_method_4():
+    """Values of shared/spec/token_systems.md, 8.7."""
+    a, b, c = ("how can i make new friends ?", "how do i make friends ?", "what is the best way to make friends ?")
+    for (reference, hypothesis), value in {(a, b): 0.123005, (b, a): 0.122528, (a, c): 0.069954, (c, a): 0.068144,
+                                           (b, c): 0.144498, (c, b): 0.141786}.items():
+        assert bleu(reference, hypothesis) == pytest.approx(value, abs=1e-6)
+    assert agreed([a, b, c]) == b and agreed([a]) == a and agreed(["", a, b]) in (a, b)
+    assert bleu("", a) == bleu(a, "") == 0.0

@@ -27,6 +27,7 @@ class Batch:
     segment: Tensor | None = None      # [B, L] int64, which packed document a token is of
     given: Tensor | None = None        # [B, L] bool, the prompt
     source: "Batch | None" = None      # sequence-to-sequence: what is read
+    label: Tensor | None = None        # [B] int64, the class that was asked for
     encodings: Tensor | None = None    # [B, L, D] frozen encodings of ids, where a cache holds them
 
     def to(self, device: torch.device) -> "Batch":
@@ -71,6 +72,15 @@ class Diagnoses(Protocol):
 
     def diagnose(self) -> Mapping[str, Tensor]:
         """Scalars by name, asked at each validation, on the averaged weights, in eval mode, without gradients."""
+        ...
+
+
+@runtime_checkable
+class DrawsMask(Protocol):
+    """A system that decides how long a text will be before it is drawn."""
+
+    def draw_mask(self, rows: int, rng: Rng) -> Tensor:
+        """[rows, L] bool, the positions that will be text: `batch.mask` while sampling."""
         ...
 
 

@@ -16,7 +16,7 @@ Stages: corpus -> encoder -> encoded texts -> statistics -> decoder -> checkpoin
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from trainables.config import config
 from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling
 from trainables.diffusion.schedules import Tangent
-from trainables.diffusion.steppers import DpmPlusPlus2M, EulerMaruyama, Grid, LinearGrid, LogSnrGrid
+from trainables.diffusion.steppers import DpmPlusPlus2M, EulerMaruyama, Grid, LinearGrid, LogSnrGrid, Stepper
 from trainables.diffusion.times import Times
 from trainables.evaluation.context_gain import ContextBounds, ContextGain
 from trainables.evaluation.evaluation import Evaluation
@@ -77,9 +77,17 @@ class TEncDM:
         if not 4 <= self.length <= self.network.positions:
             raise ValueError(f"length must lie in 4..{self.network.positions} (network.positions), not {self.length}")
 
+    steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    reads_class: ClassVar[bool] = False
+
     @property
     def reads_source(self) -> bool:
         return self.source_length > 0
+
+    @property
+    def state_length(self) -> int:
+        """Positions of what is diffused."""
+        return self.length
 
     def encoded(self, data: Data) -> EncodedTexts:
         return EncodedTexts(data=data, encoder=self.encoder, length=self.length, source_length=self.source_length)

@@ -10,22 +10,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from trainables.config import ConfigError, config
 from trainables.diffusion.sampler import Sampling, sample
+from trainables.evaluation.consensus import agreed
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.mauve import Mauve
 from trainables.evaluation.verdict import worst
 from trainables.randomness import seed_of, step_rng
 from trainables.stages import Context, Stage, Store
-from trainables.system import Batch
+from trainables.system import Batch, DrawsMask
 from trainables.tencdm import TEncDM
 from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.encoders import imported
-from trainables.training.batches import Batches
+from trainables.text.rows import Row
 from trainables.training.train import Training, load_weights, train
 
 System = TEncDM                     # the closed set of systems: a sixth is one more name in this union
@@ -41,6 +42,12 @@ class Trial:
     sampling: Sampling
     evaluation: Evaluation
     seed: int = 0
+
+    def __post_init__(self):
+        able, stepper = self.system.steppers, self.sampling.stepper
+        if not isinstance(stepper, able):
+            raise ConfigError("sampling.stepper", f"{type(self.system).__name__} walks by "
+                              f"{', '.join(each.__name__ for each in able)}, not by {type(stepper).__name__}")
 
     def checkpoint(self) -> "Trained":
         return Trained(system=self.system.learned(), data=self.data, training=self.training, seed=self.seed)
@@ -66,6 +73,9 @@ class Trial:
         for metric in self.evaluation.metrics:
             if isinstance(metric, Mauve):
                 metric.check()
+        if self.sampling.candidates > 1 and not self.system.reads_source:
+            raise ConfigError("sampling.candidates", "the most agreed text is sought among those of one source; "
+                                                     f"without sources it must be 1, not {self.sampling.candidates}")
         if self.sampling.count < self.evaluation.references:
             raise ConfigError("sampling.count", "must be at least evaluation.references = "
                                                 f"{self.evaluation.references}, not {self.sampling.count}")
@@ -76,6 +86,8 @@ class Trial:
             rows = read_rows(data, split)
             if self.system.reads_source and not all(row.get("source") for row in rows):
                 raise ConfigError("system.source_length", f"the texts of {split} have no sources to read; it must be 0")
+            if self.system.reads_class and not all(row.get("class") for row in rows):
+                raise ConfigError("system", f"the texts of {split} have no classes to be conditioned on")
         longest = max(len(row["text"].split()) for row in read_rows(data, "train"))
         if longest < 4:
             raise ConfigError("data", f"the longest text has {longest} words; a text model needs texts of 4 or more")
@@ -118,7 +130,7 @@ class Trained:
 
 @config
 class Sampled:
-    """Texts drawn from a checkpoint: samples.jsonl, {"text", and "source" where one was read}."""
+    """Texts drawn from a checkpoint: samples.jsonl, {"text", and "source" or "class" where one was asked for}."""
 
     system: System
     checkpoint: Trained
@@ -134,24 +146,47 @@ class Sampled:
         system = cfg.build_to_sample(self.checkpoint.data, context)
         load_weights(system, context.get(self.checkpoint))
         system.to(context.device).eval()
-        read = system.batches("test") if cfg.reads_source else None
+        asked = self.asked(context)
         with open(out / "samples.jsonl", "w", encoding="utf-8") as file:
             for first in range(0, self.sampling.count, self.sampling.batch):
-                rows = min(self.sampling.batch, self.sampling.count - first)
-                rng = step_rng(seed_of(self.checkpoint.seed, "samples"), first, context.device)
-                batch = None if read is None else sources(read, first, rows).to(context.device)
-                texts = system.decode(*sample(system, self.sampling, (rows, cfg.length), rng, batch), batch)
-                rows_out = [{"text": text} for text in texts]
-                if batch is not None and batch.source is not None:
-                    for row, source in zip(rows_out, system.encodings.texts(batch.source.ids), strict=True):
-                        row["source"] = source
-                for row in rows_out:
+                rows = range(first, min(first + self.sampling.batch, self.sampling.count))
+                where = [asked[row % len(asked)] for row in rows]
+                drawn = [self.draw(system, where, f"{first}.{candidate}" if candidate else first, context)
+                         for candidate in range(self.sampling.candidates)]
+                for (_, conditions), *texts in zip(where, *drawn, strict=True):
+                    row = {"text": texts[0] if len(texts) == 1 else agreed(texts)} | conditions
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def asked(self, context: Context) -> list[tuple[int, Row]]:
+        """What texts may be asked for: a test row's number and the conditions it stands for, each condition once."""
+        read = [name for name, wanted in
+                (("source", self.system.reads_source), ("class", self.system.reads_class)) if wanted]
+        if not read:
+            return [(0, {})]
+        found: dict[tuple[str, ...], tuple[int, Row]] = {}
+        for number, row in enumerate(read_rows(context.get(self.checkpoint.data), "test")):
+            conditions = {name: row[name] for name in read}
+            found.setdefault(tuple(conditions.values()), (number, conditions))
+        return list(found.values())
 
-def sources(batches: Batches, first: int, rows: int) -> Batch:
-    """The sources of `rows` texts from the `first` on, cycling."""
-    return batches.take(torch.arange(first, first + rows) % len(batches))
+    def draw(self, system: Any, where: list[tuple[int, Row]], purpose: int | str, context: Context) -> list[str]:
+        """A text for each of these conditions; `purpose` tells one draw's noise from another's."""
+        rng = step_rng(seed_of(self.checkpoint.seed, "samples"), purpose, context.device)
+        batch = None
+        if where[0][1]:
+            batch = conditions_of(system.batches("test").take(torch.tensor([number for number, _ in where])))
+        if isinstance(system, DrawsMask):
+            mask = system.draw_mask(len(where), rng)
+            batch = Batch(ids=torch.zeros_like(mask, dtype=torch.long), mask=mask) if batch is None else \
+                replace(batch, mask=mask, ids=torch.zeros_like(mask, dtype=torch.long))
+        batch = batch if batch is None else batch.to(context.device)
+        return system.decode(*sample(system, self.sampling, (len(where), self.system.state_length), rng, batch), batch)
+
+
+def conditions_of(batch: Batch) -> Batch:
+    """What a sampler may see of test texts: what they are conditioned on, and nothing of themselves."""
+    unseen = torch.zeros_like(batch.ids)
+    return Batch(ids=unseen, mask=torch.ones_like(batch.mask), source=batch.source, label=batch.label)
 
 
 @config
@@ -169,8 +204,9 @@ class Scored:
 
     def make(self, out: Path, context: Context) -> None:
         data = self.samples.checkpoint.data
-        texts = [row["text"] for row in read_lines(context.get(self.samples) / "samples.jsonl")]
-        scores = self.evaluation.measure(texts, self.split, data, context)
+        rows = read_lines(context.get(self.samples) / "samples.jsonl")
+        scores = self.evaluation.measure([row["text"] for row in rows], self.split, data, context,
+                                         [row["source"] for row in rows if "source" in row])
         ended = read_curve(context.get(self.samples.checkpoint) / "curve.jsonl")
         values = scores.values | {"departure": worst(scores.values)}       # in the eyes of the strictest metric
         metrics = {f"{self.split}/{name}": value for name, value in values.items()}

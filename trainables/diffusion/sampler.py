@@ -6,8 +6,8 @@
     (x, hat) --system.decode--> texts
 
 A prompt (`batch.given`, with its clean state in `clean`) is a place where time is 0: it is put back into x before every
-look, the network is told t = 0 there, and no stepper moves it.  Guidance looks twice, with and without `batch.source`,
-and overshoots: x0 + w (x0 - x0_without); w = 0 is off and costs nothing.
+look, the network is told t = 0 there, and no stepper moves it.  Guidance looks twice, with and without what the text
+hangs on (`batch.source`, `batch.label`), and overshoots: x0 + w (x0 - x0_without); w = 0 is off and costs nothing.
 
 The sampler knows systems, never processes; the grid of times, which may depend on the schedule, comes from
 `system.times(grid, steps)`.
@@ -30,7 +30,10 @@ REMEMBERED = 2          # past guesses kept for multistep steppers; each is as l
 
 @config
 class Sampling:
-    """How many texts, and how they are drawn: `count` in batches of `batch`, each by `steps` steps."""
+    """How many texts, and how they are drawn: `count` in batches of `batch`, each by `steps` steps.
+
+    `candidates` texts are drawn for each source, and the one most like the others is kept (evaluation/consensus.py).
+    """
 
     stepper: Stepper = EulerMaruyama()
     grid: Grid = LinearGrid()
@@ -38,9 +41,10 @@ class Sampling:
     count: int = 1000
     batch: int = 250
     guidance: float = 0.0
+    candidates: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "count", "batch"):
+        for name in ("steps", "count", "batch", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -51,13 +55,13 @@ def sample(system: System, sampling: Sampling, shape: tuple[int, int], rng: Rng,
     """The last state and the last guess for shape (B, L).
 
     batch: what is read (`source`) and what is given (`given` [B, L], its clean state in `clean` [B, L, D], or ids
-    [B, L] where the state is words).  ValueError for a prompt without its clean state, or guidance without a source.
+    [B, L] where the state is words).  ValueError for a prompt without its clean state, or guidance without a condition.
     """
     given = None if batch is None else batch.given
     if (given is None) != (clean is None):
         raise ValueError("a prompt needs both batch.given and clean")
-    if sampling.guidance and (batch is None or batch.source is None):
-        raise ValueError(f"guidance {sampling.guidance} needs a batch with a source")
+    if sampling.guidance and (batch is None or batch.source is None and batch.label is None):
+        raise ValueError(f"guidance {sampling.guidance} needs a batch with a source or a label")
     times = system.times(sampling.grid, sampling.steps).float().tolist()
     x = system.prior(shape, rng)
     hat: Prediction | None = None
@@ -86,11 +90,11 @@ def restore(x: Tensor, clean: Tensor | None, given: Tensor | None) -> Tensor:
 
 def guided(system: System, x: Tensor, t: Tensor, previous: Prediction | None, batch: Batch | None,
            guidance: float) -> Prediction:
-    """The guess, moved away from the guess without a source by `guidance` times their difference."""
+    """The guess, moved away from the guess without a condition by `guidance` times their difference."""
     hat = system.denoise(x, t, previous=previous, batch=batch)
     if not guidance or batch is None:
         return hat
-    without = system.denoise(x, t, previous=previous, batch=dataclasses.replace(batch, source=None))
+    without = system.denoise(x, t, previous=previous, batch=dataclasses.replace(batch, source=None, label=None))
     logits = hat.logits
     if logits is not None and without.logits is not None:
         logits = logits + guidance * (logits - without.logits)

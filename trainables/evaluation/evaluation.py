@@ -22,22 +22,24 @@ So the smallest set is a cloud metric (MAUVE or Frechet), the judge, entropy, di
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, get_args
 
 from trainables.config import config
+from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.frechet import Frechet
 from trainables.evaluation.judge import JudgeNll
 from trainables.evaluation.mauve import Mauve
 from trainables.evaluation.memorisation import Memorisation
 from trainables.evaluation.oracle import OracleScores
 from trainables.evaluation.perplexity import Perplexity
-from trainables.evaluation.real import Real
+from trainables.evaluation.real import ReadsSources, Real
 from trainables.evaluation.variety import Variety
 from trainables.stages import Context, Stage, upstream
 from trainables.text.corpora import Data
 
-Metric = OracleScores | Mauve | Frechet | JudgeNll | Variety | Memorisation | Perplexity
+Metric = OracleScores | Mauve | Frechet | JudgeNll | Variety | Memorisation | Perplexity | Bleu
 
 # Which direction is better: "lower", "higher", or "neither", where the real texts' own value is best.
 BETTER: dict[str, str] = {name: better for metric in get_args(Metric) for name, better in metric.better.items()}
@@ -81,10 +83,11 @@ class Evaluation:
         """Every value that can be had, finite, with its `_real` beside it."""
         return self.measure(samples, split, data, context).values
 
-    def measure(self, samples: list[str], split: str, data: Data, context: Context) -> Scores:
-        """`score`, and why a value is missing."""
+    def measure(self, samples: list[str], split: str, data: Data, context: Context,
+                sources: Sequence[str] = ()) -> Scores:
+        """`score`, and why a value is missing.  `sources`: what each sample was written from, if from anything."""
         baseline = self.baseline(split, data)
-        values, absent = scores(self.metrics, samples, baseline.real, context)
+        values, absent = scores(self.metrics, samples, sources, baseline.real, context)
         for name, value in json.loads((context.get(baseline) / "real.json").read_text()).items():
             if isinstance(value, str):
                 absent[f"{name}_real"] = value
@@ -107,17 +110,24 @@ class RealScores:
         return (self.real.data, *(stage for metric in self.metrics for real in both for stage in metric.needs(real)))
 
     def make(self, out: Path, context: Context) -> None:
-        values, absent = scores(self.metrics, self.real.other().texts(context), self.real, context)
+        rows = self.real.other().rows(context)
+        sources = [row["source"] for row in rows] if all("source" in row for row in rows) else []
+        values, absent = scores(self.metrics, [row["text"] for row in rows], sources, self.real, context)
         (out / "real.json").write_text(json.dumps(values | absent, indent=1))
 
 
-def scores(metrics: tuple[Metric, ...], samples: list[str], real: Real, context: Context) -> Scores:
+def scores(metrics: tuple[Metric, ...], samples: list[str], sources: Sequence[str], real: Real,
+           context: Context) -> Scores:
     """All metrics of some texts."""
     values: dict[str, float] = {}
     absent: dict[str, str] = {}
     for metric in metrics:
-        said = metric.score(samples, real, context) if any(text.strip() for text in samples) else \
-            dict.fromkeys(metric.better, "there are no samples" if not samples else "all samples are empty")
+        if not any(text.strip() for text in samples):
+            said = dict.fromkeys(metric.better, "there are no samples" if not samples else "all samples are empty")
+        elif isinstance(metric, ReadsSources):
+            said = metric.score_pairs(samples, sources, real, context)
+        else:
+            said = metric.score(samples, real, context)
         for name, value in said.items():
             if isinstance(value, str):
                 absent[name] = value

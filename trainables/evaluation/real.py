@@ -1,11 +1,13 @@
 """Real texts, to compare with: a fixed number, drawn once, from a split that no model learned from."""
 
 import random
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from trainables.config import ConfigError, config
 from trainables.stages import Context, Stage
-from trainables.text.corpora import Data, read_texts
+from trainables.text.corpora import Data, read_rows
+from trainables.text.rows import Row
 
 OTHER = {"valid": "test", "test": "valid"}
 
@@ -22,11 +24,15 @@ class Real:
         if self.split not in OTHER:
             raise ConfigError("split", f"must be valid or test, not {self.split!r}")
 
+    def rows(self, context: Context) -> list[Row]:
+        """The texts with their sources and classes; fewer than `count` where the split has fewer."""
+        rows = read_rows(context.get(self.data), self.split)
+        random.Random(0).shuffle(rows)
+        return rows[:self.count]
+
     def texts(self, context: Context) -> list[str]:
-        """The texts; fewer than `count` where the split has fewer."""
-        texts = read_texts(context.get(self.data), self.split)
-        random.Random(0).shuffle(texts)
-        return texts[:self.count]
+        """The texts alone."""
+        return [row["text"] for row in self.rows(context)]
 
     def other(self) -> "Real":
         """As many real texts from the other held-out split: what a perfect model would bring."""
@@ -42,6 +48,16 @@ class Metric(Protocol):
 
     def score(self, samples: list[str], real: Real, context: Context) -> dict[str, float | str]:
         """Values by name; a value that cannot be had is the reason, in words."""
+        ...
+
+
+@runtime_checkable
+class ReadsSources(Protocol):
+    """A metric that compares a sample with the real texts of the same source; it stands in for `score`."""
+
+    def score_pairs(self, samples: list[str], sources: Sequence[str], real: Real,
+                    context: Context) -> dict[str, float | str]:
+        """Values by name, or reasons; `sources` has one for each sample, or none at all."""
         ...
 
 
