@@ -82,6 +82,8 @@ def test_groups_of_a_column_never_cross_splits(store: Store, tmp_path: Path):
     assert not where["train"] & where["judge"] and not where["valid"] & where["test"]
     assert len(splits["train"]) + len(splits["judge"]) == len(splits["valid"]) + len(splits["test"]) == 200
     assert splits["train"][0].endswith('said "hello", and left.')
+    row = read_rows(Context(store).get(data), "test")[0]
+    assert row["source"] == f"who[{int(row['text'].split()[1]) % 40}], what[dog]"            # what it was written from
 
 
 def test_equal_texts_stay_in_one_split(store: Store, tmp_path: Path):

@@ -338,17 +338,17 @@ def test_real_scores_are_a_stage_of_data_and_metrics_alone():
 
 
 def test_bleu_takes_every_text_of_a_source_as_a_reference(context: Context, tmp_path: Path):
+    things = [f"{first}{rest}" for first in "cbrmh" for rest in ("at", "og", "ug", "un", "ip", "ock", "eel")]
     (tmp_path / "texts.csv").write_text("text,notes\n" + "".join(
-        f"the {thing} is very {how} today,{thing}\n" for thing in ("cat", "dog", "bird", "fish", "frog", "horse", "cow", "hen") * 4
-        for how in ("small", "brown")))
+        f"the {thing} is very {how} today,{thing}\n" for thing in things * 2 for how in ("small", "brown")))
     data = import_files(f"{tmp_path / 'texts.csv'}:text:notes", None, context.store)
     source = read_rows(context.get(data), "test")[0]["source"]
 
     def of(text: str, source: str) -> dict[str, float]:
         return Bleu().score_pairs([text], [source], Real(data=data, split="test", count=2), context)  # type: ignore
 
-    assert of(f"the {source} is very brown today", source) == {"bleu": 1.0}
-    assert of(f"the {source} is very small today", source) == {"bleu": 1.0}
+    assert of(f"the {source} is very brown today", source)["bleu"] == pytest.approx(1)
+    assert of(f"the {source} is very small today", source)["bleu"] == pytest.approx(1)
     assert 0 < of(f"the {source} is very small now", source)["bleu"] < 1
     assert "no text of these samples' sources" in str(of("the cat", "lion")["bleu"])
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -172,15 +172,15 @@ class Sampled:
     def draw(self, system: Any, where: list[tuple[int, Row]], purpose: int | str, context: Context) -> list[str]:
         """A text for each of these conditions; `purpose` tells one draw's noise from another's."""
         rng = step_rng(seed_of(self.checkpoint.seed, "samples"), purpose, context.device)
-        batch = None
+        batch, shape = None, (len(where), self.system.state_length)
         if where[0][1]:
             batch = conditions_of(system.batches("test").take(torch.tensor([number for number, _ in where])))
-        if isinstance(system, DrawsMask):
-            mask = system.draw_mask(len(where), rng)
-            batch = Batch(ids=torch.zeros_like(mask, dtype=torch.long), mask=mask) if batch is None else \
-                replace(batch, mask=mask, ids=torch.zeros_like(mask, dtype=torch.long))
-        batch = batch if batch is None else batch.to(context.device)
-        return system.decode(*sample(system, self.sampling, (len(where), self.system.state_length), rng, batch), batch)
+            batch = batch.to(context.device)
+        mask = system.draw_mask(len(where), rng) if isinstance(system, DrawsMask) else None
+        if mask is not None:
+            drawn = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
+            batch = drawn if batch is None else replace(drawn, source=batch.source, label=batch.label)
+        return cast(Any, system).decode(*sample(cast(Any, system), self.sampling, shape, rng, batch), batch)
 
 
 def conditions_of(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ A source may stand in the split many times, once with each of its texts: they ar
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sacrebleu.metrics.bleu import BLEU
 
@@ -40,5 +40,6 @@ class Bleu:
         if not known:
             return {"bleu": f"{real.split} has no text of these samples' sources"}
         most = max(len(beside) for _, beside in known)
-        streams = [[beside[place] if place < len(beside) else None for _, beside in known] for place in range(most)]
+        streams: Any = [[beside[place] if place < len(beside) else None for _, beside in known]
+                        for place in range(most)]                        # None: this sample has no further reference
         return {"bleu": BLEU(lowercase=self.lowercase).corpus_score([text for text, _ in known], streams).score / 100}

@@ -6,6 +6,7 @@ smoothed BLEU with themselves is below 1.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
@@ -21,4 +22,5 @@ def bleu(reference: str, hypothesis: str) -> float:
     said = hypothesis.split()
     if not said or not reference.split():
         return 0.0
-    return float(sentence_bleu([reference.split()], said, smoothing_function=SmoothingFunction().method4))
+    score: Any = sentence_bleu([reference.split()], said, smoothing_function=SmoothingFunction().method4)
+    return float(score)

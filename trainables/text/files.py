@@ -1,9 +1,12 @@
 """The user's own texts, taken from files and known by their content.
 
     stories.txt                one text a line
-    stories.jsonl              one object a line with a "text"; stories.jsonl:story takes another field, and
-                               stories.jsonl:story:author keeps the rows of one author in one split
-    devset.csv:ref             a named column;  devset.csv:ref:mr keeps the rows of one mr in one split
+    stories.jsonl              one object a line with a "text"; stories.jsonl:story takes another field
+    devset.csv:ref             a named column
+    devset.csv:ref:mr          ... and the column of what each text was written from, its source: conditional models
+                               read it, and all texts of one source go to one split (so it may as well be an author)
+
+Where a row has a field or column "source" or "class" besides, that is its source or class.
 
     import_files("devset.csv:ref:mr", "testset_w_refs.csv:ref:mr", store)  =>  Imported(name="devset", digest="...")
 
@@ -20,6 +23,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -176,7 +180,7 @@ def _csv(path: str, content: str, column: str | None, group: str | None) -> list
         if wanted is not None and wanted not in columns:
             raise ConfigError(path, f"no column {wanted!r}{near(wanted, columns)}")
     try:
-        return [({"text": record[column] or ""}, (record[group] or "") if group else "") for record in reader]
+        return [(_row(record, column, group), (record[group] or "") if group else "") for record in reader]
     except csv.Error as error:
         raise ConfigError(path, f"line {reader.line_num}: {error}") from None
 
@@ -197,6 +201,12 @@ def _jsonl(path: str, content: str, field: str, group: str | None) -> list[tuple
                 raise ConfigError(path, f"line {number} has no field {wanted!r}{near(wanted, record)}")
         if not isinstance(record[field], str):
             raise ConfigError(path, f"line {number}: field {field!r} must be a text, not {record[field]!r}")
-        extra = {name: str(record[name]) for name in ("source", "class") if record.get(name) is not None}
-        records.append((extra | {"text": record[field]}, str(record[group]) if group else ""))
+        records.append((_row(record, field, group), str(record[group]) if group else ""))
     return records
+
+
+def _row(record: Mapping[str, Any], column: str, group: str | None) -> Row:
+    """A record's text, with its source and its class where it has them."""
+    known = {"source": record.get("source", record[group] if group else None), "class": record.get("class")}
+    return {name: tidy(str(value)) for name, value in known.items() if value not in (None, "")} | \
+        {"text": record[column] or ""}
