@@ -284,10 +284,11 @@ def test_bfloat16_trains_what_the_first_guess_has_touched(tmp_path):
             assert not torch.equal(parameter, before[name]), name
 
 
-def test_auto_precision_is_what_the_hardware_multiplies():
-    has = torch.cpu.get_capabilities()
-    expected = torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
-    assert arithmetic("auto", CPU) == expected
+def test_auto_precision_is_float32_on_every_cpu_and_what_the_hardware_multiplies_on_a_gpu(monkeypatch):
+    assert arithmetic("auto", CPU) == torch.float32
+    for able, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
+        assert arithmetic("auto", torch.device("cuda")) == expected
     assert arithmetic("float32", CPU) == torch.float32
     assert arithmetic("bfloat16", CPU) == torch.bfloat16
 
