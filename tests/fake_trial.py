@@ -15,7 +15,7 @@ from trainables.randomness import seed_of
 from trainables.stages import Context, Stage
 from trainables.text.corpora import Imported, Stories, read_texts
 from trainables.text.rows import write_rows
-from trainables.training.train import Diverged
+from trainables.training.train import Diverged, Stopped
 
 
 @config
@@ -127,7 +127,11 @@ class Trained:
                 if step % 3 == 0:                          # a checkpoint now and then: a resume repeats steps
                     beside.write_text(json.dumps([step, total]))
                     os.replace(beside, state)
-                context.record(step, {"train/loss": total / step})
+                context.record(step, {"train/loss": total / step, "valid/loss": self.system.shape.gain / step})
+            if context.parallel.any(context.should_stop()) and step < self.training.steps:
+                if context.parallel.rank == 0:
+                    state.write_text(json.dumps([step, total]))
+                raise Stopped(step)
         if context.parallel.rank == 0:
             (out / "weights.json").write_text(json.dumps({"total": total, "workers": context.parallel.world,
                                                           "threads": torch.get_num_threads()}))
@@ -137,6 +141,7 @@ class Trained:
 class Sampled:
     checkpoint: Trained
     count: int = 8
+    split: str = "test"
     version: ClassVar[int] = 1
 
     def needs(self) -> tuple[Stage, ...]:
@@ -152,6 +157,7 @@ class Sampled:
 @config
 class Scored:
     samples: Sampled
+    split: str = "test"
     version: ClassVar[int] = 1
 
     def needs(self) -> tuple[Stage, ...]:
@@ -161,7 +167,7 @@ class Scored:
         context.get(self.samples)
         weights = json.loads((context.get(self.samples.checkpoint) / "weights.json").read_text())
         (out / "metrics.json").write_text(json.dumps({
-            "test/error": weights["total"], "test/quality": 10 - weights["total"],
+            f"{self.split}/error": weights["total"], f"{self.split}/quality": 10 - weights["total"],
             "workers": weights["workers"], "threads": weights["threads"]}))
 
 
@@ -175,9 +181,9 @@ class Trial:
     samples_drawn: int = 8
     seed: int = 0
 
-    def samples(self) -> Sampled:
+    def samples(self, split: str = "test") -> Sampled:
         trained = Trained(system=self.system, data=self.data, training=self.training, seed=self.seed)
-        return Sampled(checkpoint=trained, count=self.samples_drawn)
+        return Sampled(checkpoint=trained, count=self.samples_drawn, split=split)
 
     def check(self, context: Context) -> None:
         if self.training.steps > 1000:
@@ -185,6 +191,9 @@ class Trial:
 
     def metrics(self) -> Scored:
         return Scored(samples=self.samples())
+
+    def validation(self) -> Scored:
+        return Scored(samples=self.samples("valid"), split="valid")
 
 
 def recipe(data: Data = Words(), **changes: Any) -> Trial:

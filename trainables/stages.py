@@ -65,10 +65,17 @@ def upstream(*stages: Stage) -> list[Stage]:
     return list(order)
 
 
-def key(stage: Stage) -> str:
-    """The folder's name: readable, and equal exactly when the stages are, with the versions of all they stand on."""
-    known: dict[Stage, str] = {}
+def key(stage: Stage, known: dict[Stage, str] | None = None) -> str:
+    """The folder's name: readable, and equal exactly when the stages are, with the versions of all they stand on.
+
+    `known` remembers keys for further calls: whoever plans thousands of trials asks for the same stages again and again.
+    """
+    known = {} if known is None else known
+    if stage in known:
+        return known[stage]
     for each in upstream(stage):
+        if each in known:
+            continue
         said = " ".join([fingerprint(each), *(known[needed] for needed in each.needs())])
         known[each] = f"{type(each).__name__}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
     return known[stage]
@@ -91,9 +98,10 @@ class Store:
     def path(self, stage: Stage) -> Path:
         return self.folder / key(stage)
 
-    def has(self, stage: Stage) -> bool:
-        """Whether the result can be had without making it."""
-        return self.path(stage).exists() or self.remote and self._fs().exists(self._marker(stage))
+    def has(self, stage: Stage, name: str | None = None) -> bool:
+        """Whether the result can be had without making it.  `name`: the stage's key, where it is known."""
+        here = self.folder / name if name else self.path(stage)
+        return here.exists() or self.remote and self._fs().exists(self._marker(stage))
 
     def get(self, stage: Stage, context: "Context", make: Make | None = None) -> Path:
         """The folder of the finished result.  `make` stands in for stage.make, where a group of workers does it."""

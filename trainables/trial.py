@@ -16,20 +16,24 @@ import torch
 
 from trainables.config import ConfigError, config
 from trainables.diffusion.sampler import Sampling, sample
+from trainables.diffusionbert import DiffusionBert
 from trainables.evaluation.consensus import agreed
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.mauve import Mauve
 from trainables.evaluation.verdict import worst
+from trainables.ld4lg import Ld4lg
 from trainables.randomness import seed_of, step_rng
+from trainables.scorelm import ScoreLm
 from trainables.stages import Context, Stage, Store
 from trainables.system import Batch, DrawsMask
 from trainables.tencdm import TEncDM
 from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.encoders import imported
+from trainables.text.pieces import imported_pieces
 from trainables.text.rows import Row
 from trainables.training.train import Training, load_weights, train
 
-System = TEncDM                     # the closed set of systems: a sixth is one more name in this union
+System = TEncDM | ScoreLm | Ld4lg | DiffusionBert           # the closed set of systems: a sixth is one more name in this union
 
 
 @config
@@ -52,18 +56,23 @@ class Trial:
     def checkpoint(self) -> "Trained":
         return Trained(system=self.system.learned(), data=self.data, training=self.training, seed=self.seed)
 
-    def samples(self) -> "Sampled":
-        return Sampled(system=self.system, checkpoint=self.checkpoint(), sampling=self.sampling)
+    def samples(self, split: str = "test") -> "Sampled":
+        return Sampled(system=self.system, checkpoint=self.checkpoint(), sampling=self.sampling, split=split)
 
     def metrics(self) -> "Scored":
+        """What is reported."""
         return Scored(samples=self.samples(), evaluation=self.evaluation, split="test")
 
+    def validation(self) -> "Scored":
+        """What a search may choose by: other samples, asked for by other sources, against other texts."""
+        return Scored(samples=self.samples("valid"), evaluation=self.evaluation, split="valid")
+
     def settled(self, store: Store) -> "Trial":
-        """The same trial with every folder that it names replaced by its content, which is put into the store.
+        """The same trial with every folder or tokenizer that it names replaced by its content, now in the store.
 
         ConfigError, with the dotted path, for a folder that is no checkpoint, or of another kind.
         """
-        return imported(self, store)
+        return imported_pieces(imported(self, store), store)
 
     def check(self, context: Context) -> None:
         """Refuse texts that cannot be learned from.  A corpus that must be downloaded first is not waited for.
@@ -135,6 +144,7 @@ class Sampled:
     system: System
     checkpoint: Trained
     sampling: Sampling
+    split: str = "test"                      # whose sources and classes are asked for
 
     version: ClassVar[int] = 1
 
@@ -158,23 +168,24 @@ class Sampled:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def asked(self, context: Context) -> list[tuple[int, Row]]:
-        """What texts may be asked for: a test row's number and the conditions it stands for, each condition once."""
+        """What texts may be asked for: a row's number in its split and the conditions it stands for, each condition once."""
         read = [name for name, wanted in
                 (("source", self.system.reads_source), ("class", self.system.reads_class)) if wanted]
         if not read:
             return [(0, {})]
         found: dict[tuple[str, ...], tuple[int, Row]] = {}
-        for number, row in enumerate(read_rows(context.get(self.checkpoint.data), "test")):
+        for number, row in enumerate(read_rows(context.get(self.checkpoint.data), self.split)):
             conditions = {name: row[name] for name in read}
             found.setdefault(tuple(conditions.values()), (number, conditions))
         return list(found.values())
 
     def draw(self, system: Any, where: list[tuple[int, Row]], purpose: int | str, context: Context) -> list[str]:
         """A text for each of these conditions; `purpose` tells one draw's noise from another's."""
-        rng = step_rng(seed_of(self.checkpoint.seed, "samples"), purpose, context.device)
+        words = ("samples",) if self.split == "test" else ("samples", self.split)
+        rng = step_rng(seed_of(self.checkpoint.seed, *words), purpose, context.device)
         batch, shape = None, (len(where), self.system.state_length)
         if where[0][1]:
-            batch = conditions_of(system.batches("test").take(torch.tensor([number for number, _ in where])))
+            batch = conditions_of(system.batches(self.split).take(torch.tensor([number for number, _ in where])))
             batch = batch.to(context.device)
         mask = system.draw_mask(len(where), rng) if isinstance(system, DrawsMask) else None
         if mask is not None:

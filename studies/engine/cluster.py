@@ -29,6 +29,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",    # two seconds of start-up
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",           # the ledger is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",                  # Ctrl-C is ours
+    "TUNE_MAX_PENDING_TRIALS_PG": "32",                  # trials that start side by side; whose turn it is, we say
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",           # leave CUDA_VISIBLE_DEVICES alone in tasks without a GPU
     "TOKENIZERS_PARALLELISM": "false",                   # one thread a worker means one
 }
@@ -42,33 +43,50 @@ def settle_environment() -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node."""
+    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node; `largest` those of each node that there would be
+    if an autoscaler made the cluster as large as it may, () where none does."""
 
     address: str                        # host:port, or "local"
     nodes: tuple[tuple[float, float], ...]
+    largest: tuple[tuple[float, float], ...] = ()
 
     @property
     def gpus(self) -> float:
-        return sum(gpus for _, gpus in self.nodes)
+        return sum(gpus for _, gpus in self.largest or self.nodes)
 
     @property
     def words(self) -> str:
         where = "this machine" if self.address == "local" else f"the Ray cluster at {self.address}"
-        return f"{where} ({sum(cpus for cpus, _ in self.nodes):g} CPUs, {self.gpus:g} GPUs)"
+        grown = ", grown as far as it may," if self.largest else ""
+        nodes = self.largest or self.nodes
+        return f"{where}{grown} ({sum(cpus for cpus, _ in nodes):g} CPUs, {self.gpus:g} GPUs)"
 
     def slots(self, resources: Resources) -> int:
-        """How many workers fit, node by node."""
-        return sum(int(min(cpus // resources.cpus, gpus // resources.gpus if resources.gpus else cpus))
-                   for cpus, gpus in self.nodes)
+        """How many workers fit now, node by node."""
+        return sum(_fit(cpus, gpus, resources) for cpus, gpus in self.nodes)
+
+    def most(self, resources: Resources) -> int:
+        """How many workers fit once an autoscaler has done what it may."""
+        return max(self.slots(resources), sum(_fit(cpus, gpus, resources) for cpus, gpus in self.largest))
 
     def trials(self, resources: Resources) -> int:
-        """How many trials can run at once.   BadInput: not one."""
-        concurrent = self.slots(resources) // resources.workers
-        if not concurrent:
-            raise BadInput(f"a trial needs {resources.workers} x ({resources.cpus} CPUs, {resources.gpus:g} GPUs); "
+        """How many trials can run at once.   BadInput: not one, ever."""
+        least = resources.least or resources.workers
+        if self.most(resources) < least:
+            raise BadInput(f"a trial needs {least} x ({resources.cpus} CPUs, {resources.gpus:g} GPUs); "
                            f"{self.words} can never hold that.  --workers sets the workers of a trial, "
                            "--scale a smaller recipe")
-        return concurrent
+        return max(1, self.slots(resources) // resources.workers)
+
+
+def _fit(cpus: float, gpus: float, resources: Resources) -> int:
+    """Workers on one node.  A fraction of a GPU lies on one GPU: of .4 each holds two, whatever remains."""
+    fits = int(cpus / resources.cpus + 1e-6)
+    if resources.gpus >= 1:
+        fits = min(fits, int(gpus / resources.gpus + 1e-6))
+    elif resources.gpus:
+        fits = min(fits, int(gpus) * int(1 / resources.gpus + 1e-6))
+    return fits
 
 
 def find_cluster() -> Cluster:
@@ -91,7 +109,19 @@ def shape(address: str) -> Cluster:
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive))
+    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), _largest())
+
+
+def _largest() -> tuple[tuple[float, float], ...]:
+    """The nodes that an autoscaler may make of the cluster, as far as it has told Ray; () where there is none."""
+    from ray._private.state import state
+
+    try:                                # there is no public way; without this one, a cluster counts as it is
+        groups = state.get_cluster_config().node_group_configs        # type: ignore[union-attr]
+        return tuple((float(group.resources.get("CPU", 0)), float(group.resources.get("GPU", 0)))
+                     for group in groups for _ in range(min(max(group.max_count, 0), 10_000)))
+    except Exception:
+        return ()
 
 
 def join(address: str) -> None:

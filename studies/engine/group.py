@@ -1,48 +1,66 @@
-"""A cell with several workers: one Ray Train group does it, gloo on CPUs and NCCL on GPUs.
+"""Cells with several workers: Ray Train groups that stay warm, gloo on CPUs and NCCL on GPUs.
 
-    GroupCell (Tune, holds nothing) -> TorchTrainer -> worker 0: the cell, as alone, but for stages that train together
-                                                       others:   those stages only
+    Crew (the driver)     one thread a group: TorchTrainer.fit(serve), for as long as there is work
+    serve (each worker)   takes cell after cell from the desk; worker 0 does it as if alone, the others help to train
+    GroupCell (Tune)      holds nothing of a node: brings its cell to the desk and waits
+
+A group takes ten seconds and more to start, a cell of a warm one some hundredths.  A group whose worker was killed, or
+that lost its node, ends whole; another is started, as large as then fits (Resources.least), and goes on with the cell
+from its checkpoint.  When nodes come, groups that are smaller than they could be make room at the cell's next step.
+The driver owns the groups: when it ends, Ray takes all their places back.
 
 A stage trains together when its class says `together = True`; its `make` finds the group in `context.parallel`.
 Worker 0 holds the stage's lock and tells the others whether there is anything to make, so that nobody waits in a
 collective for somebody who found the result finished.
 """
 
-import tempfile
-from collections.abc import Callable, Mapping
+import functools
+import gc
+import shutil
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
+import torch
 from ray import train, tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from studies.engine import inline
+from studies.engine.admission import Capacity
+from studies.engine.desk import DIE, LEAVE, Desk, Outcome
+from studies.engine.halt import disk_full
 from studies.engine.inline import Place, attempt, give_up, one_line
 from studies.engine.ledger import Record
 from studies.engine.plan import Cell, Shared
 from trainables.stages import Context, Stage, upstream
 from trainables.training.parallel import Parallel
+from trainables.training.train import Diverged, Stopped
+
+HEAD = "node:__internal_head__"         # a resource that every cluster's head has
+TRIES = 3                               # starts of a group in a row that may fail before there is any
 
 
 class GroupCell(tune.Trainable):
-    """Tune's side of a cell whose work is done by a worker group."""
+    """Tune's side of a cell whose work is done by a group."""
 
-    def setup(self, config: dict, cells: dict[str, Cell] | None = None, place: Place | None = None) -> None:
+    def setup(self, config: dict, cells: dict[str, Cell] | None = None, place: Place | None = None,
+              desk: Any = None) -> None:
         assert cells is not None and place is not None
-        self.cells, self.place, self.cell = cells, place, cells[config["cell"]]
+        self.cells, self.place, self.desk, self.cell = cells, place, desk, inline.chosen(config, cells)
 
     def reset_config(self, new_config: dict) -> bool:
-        self.cell = self.cells[new_config["cell"]]
+        self.cell = inline.chosen(new_config, self.cells)
         return True
 
     def step(self) -> dict[str, Any]:
-        cell, place, before = self.cell, self.place, self.place.ledger.cell(self.cell.key)
-        problem = fit(cell.key, place, lambda rank: do_cell(cell, place, rank))
-        record = place.ledger.cell(cell.key)
-        if record is None or record == before:           # no worker lived to tell
-            record = give_up(cell, place, problem)
-        return {"status": record["status"], "done": True}
+        outcome = ray.get(self.desk.do.remote(self.cell.key, self.cell))
+        if outcome["status"] == "dead":                      # no worker lived to tell
+            give_up(self.cell, self.place, outcome["reason"])
+        return {"status": outcome["status"], "reason": outcome["reason"], "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: stages keep what is worth keeping."""
@@ -51,59 +69,213 @@ class GroupCell(tune.Trainable):
         """Nothing: running the cell again is the resume."""
 
 
-def make_stage(shared: Shared, place: Place) -> Record:
-    """`inline.make_stage` with a group: what the Ray task of a shared stage that trains together runs."""
-    problem = fit(shared.key, place, lambda rank: do_stage(shared, place, rank))
-    record = place.ledger.stage(shared.key)
-    return record or {"key": shared.key, "kind": type(shared.stage).__name__, "status": "failed", "reason": problem,
-                      "seconds": 0.0}
+# ---------------------------------------------------------------- the driver's side
 
 
-def fit(name: str, place: Place, each: Callable[[int], None]) -> str:
-    """Call `each(rank)` in every worker of a new group, and wait; what went wrong, or nothing."""
+class Crew:
+    """The groups of a study; they live in threads of the driver, and no longer than there is work."""
+
+    EVERY = 2.0                          # seconds between two looks at the cluster
+
+    def __init__(self, place: Place, capacity: Capacity | None):
+        self.place = place
+        if capacity is None:
+            from studies.engine.cluster import shape
+
+            capacity = Capacity(shape(ray.get_runtime_context().gcs_address), place.resources)
+        self.capacity = capacity
+        self.desk: Any = ray.remote(Desk).options(
+            num_cpus=0, resources={HEAD: 0.0001}, max_concurrency=10_000).remote()
+        self.over = threading.Event()
+        self.failures, self.problem = 0, ""
+        self.sizes: dict[str, int] = {}                      # group -> workers, of those that are there or on their way
+        self.lock = threading.Lock()
+        self.thread = threading.Thread(target=self._lead, name="crew", daemon=True)
+        self.thread.start()
+
+    def stage(self, shared: Shared) -> Any:
+        """Have a shared stage made; a reference to its record."""
+        return ray.remote(stage_record).options(num_cpus=0, resources={HEAD: 0.0001}).remote(
+            shared, self.place, self.desk)
+
+    def _lead(self) -> None:
+        """Start a group wherever a job waits and a place is free; let those go that have the wrong size."""
+        number, undersized = 0, 0.0
+        while not self.over.is_set():
+            try:
+                wanted = ray.get(self.desk.wanted.remote())
+                groups, size = self.capacity.groups()
+                with self.lock:
+                    sizes = dict(self.sizes)
+                coming = len(sizes.keys() - set(wanted["there"]))
+                if wanted["jobs"] > wanted["free"] + coming and len(sizes) < max(groups, 1):
+                    number += 1
+                    name = f"{self.place.driver}-{number}"
+                    with self.lock:
+                        self.sizes[name] = size
+                    threading.Thread(target=self._group, args=(name, size), name=name, daemon=True).start()
+                small = [name for name, workers in sizes.items() if workers < size]
+                undersized = (undersized or time.monotonic()) if small and groups else 0.0
+                if undersized and time.monotonic() - undersized > 5 * self.EVERY:
+                    undersized = 0.0     # nodes came, and stayed: begin again with more workers
+                    for name in small:
+                        if (key := ray.get(self.desk.leave.remote(name))) is not None:
+                            self.place.room(key).set("more workers have come")
+            except Exception:            # Ray is ending
+                if self.over.is_set() or not ray.is_initialized():
+                    return
+            self.over.wait(0.2 if self.failures == 0 else self.EVERY)
+
+    def _group(self, name: str, size: int) -> None:
+        """One group, from its start to its end."""
+        began = time.monotonic()
+        problem = fit(name, size, self.place, self.desk)
+        try:
+            there = name in ray.get(self.desk.state.remote())["groups"]      # did it live to take a job?
+            ray.get(self.desk.lost.remote(name, problem))
+            self.failures = 0 if there or not problem else self.failures + 1
+            late = time.monotonic() - began > 30             # places that others hold: they may come free
+            if self.failures >= TRIES and not late and len(self.sizes) == 1:
+                ray.get(self.desk.refuse.remote(f"no group of {size} workers could be started: {problem}"))
+                self.failures = 0
+            self.problem = problem
+        except Exception:                # Ray is ending
+            pass
+        with self.lock:
+            self.sizes.pop(name, None)
+
+    def release(self) -> None:
+        """End the groups; what they are at is not waited for."""
+        self.over.set()
+        try:
+            for name in list(self.sizes):
+                ray.get(self.desk.leave.remote(name), timeout=5)
+            until = time.monotonic() + 10                    # a graceful end: Ray Train removes its placement groups
+            while self.sizes and time.monotonic() < until:
+                time.sleep(0.05)
+            ray.kill(self.desk)
+        except Exception:                # Ray is ending, or was never asked to begin
+            pass
+
+
+_CREW: list[Crew] = []                   # this process's, one at most
+
+
+def crew(place: Place, capacity: Capacity | None = None) -> Crew:
+    """The groups of this driver, for this place."""
+    if _CREW and (_CREW[0].place != place or _CREW[0].over.is_set() or not _CREW[0].thread.is_alive()):
+        release()
+    if not _CREW:
+        _CREW.append(Crew(place, capacity))
+    return _CREW[0]
+
+
+def release() -> None:
+    """Give the places of this driver's groups back."""
+    while _CREW:
+        _CREW.pop().release()
+
+
+def standing() -> list[str]:
+    """For the watchdog: what this driver's groups do."""
+    lines = []
+    for each in _CREW:
+        state = ray.get(each.desk.state.remote(), timeout=5)
+        for name, size in dict(each.sizes).items():
+            told = state["groups"].get(name)
+            at = "starting: waits for its places, or for its processes" if told is None else \
+                f"at {told['at']}, ranks {told['told']} are ready with it" if told["at"] else "free"
+            lines.append(f"  group {name} of {size} workers: {at}")
+        lines += [f"  {len(state['waiting'])} cells wait for a group"] if state["waiting"] else []
+        lines += [f"  the last group ended: {each.problem}"] if each.problem else []
+    return lines
+
+
+def fit(name: str, size: int, place: Place, desk: Any) -> str:
+    """Be a group until there is no more work; what it died of, or nothing."""
     resources = place.resources
     holds = {"CPU": float(resources.cpus)} | ({"GPU": float(resources.gpus)} if resources.gpus else {})
-    with tempfile.TemporaryDirectory() as folder:        # Train's bookkeeping; ours is in the store and the ledger
-        try:
-            TorchTrainer(
-                work, train_loop_config={"each": each},
-                torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-                scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
-                                                   resources_per_worker=holds),
-                run_config=train.RunConfig(
-                    name=name, storage_path=folder,
-                    failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1)),
-            ).fit()
-        except Exception as error:
-            return one_line(error)
+    folder = place.folder / "groups"                         # Train's bookkeeping, on what every node sees
+    try:
+        TorchTrainer(
+            serve, train_loop_config={"name": name, "place": place, "desk": desk},
+            torch_config=TorchConfig(backend="nccl" if resources.gpus and _has_accelerators() else "gloo"),
+            scaling_config=train.ScalingConfig(num_workers=size, use_gpu=resources.gpus > 0,
+                                               resources_per_worker=holds),
+            run_config=train.RunConfig(
+                name=name, storage_path=str(folder),
+                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1)),
+        ).fit()
+    except Exception as error:
+        return one_line(error)
+    finally:
+        shutil.rmtree(folder / name, ignore_errors=True)
     return ""
 
 
-def work(config: dict) -> None:
-    """What each worker of a group runs."""
-    config["each"](train.get_context().get_world_rank())
+def _has_accelerators() -> bool:
+    """Whether the cluster's GPUs are more than numbers that somebody gave to `ray start`."""
+    return any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
 
 
-def do_cell(cell: Cell, place: Place, rank: int) -> None:
-    """A cell, seen from one worker."""
-    if rank > 0:
-        context = place.context(_unheard)
-        produce(cell, context, Parallel.joined(context.device))
-        return
-    record = attempt(cell, place, lambda context: produce(cell, context, Parallel.joined(context.device)))
-    if record["status"] != "done":
-        raise RuntimeError(record["reason"])             # ends the others, who may be waiting for us
+def stage_record(shared: Shared, place: Place, desk: Any) -> Record:
+    """What the Ray task of a shared stage that trains together runs."""
+    outcome = ray.get(desk.do.remote(f"stage-{shared.key}", shared))
+    if outcome["status"] == inline.FULL:
+        raise OSError(outcome["reason"])
+    record = place.ledger.stage(shared.key)
+    if outcome["status"] in ("dead", "stopped") or record is None:
+        status = "stopped" if outcome["status"] == "stopped" else "failed"
+        return {"key": shared.key, "kind": type(shared.stage).__name__, "status": status,
+                "reason": outcome["reason"], "seconds": 0.0}
+    return record
 
 
-def do_stage(shared: Shared, place: Place, rank: int) -> None:
-    """A shared stage that trains together, seen from one worker."""
-    def together(context: Context) -> None:
-        make_together(shared.stage, context, Parallel.joined(context.device))
+# ---------------------------------------------------------------- a worker's side
 
-    if rank > 0:
-        together(place.context(_unheard))
-    elif (record := inline.make_stage(shared, place, together))["status"] != "done":
-        raise RuntimeError(record["reason"])
+
+def serve(config: dict) -> None:
+    """What each worker of a group runs: job after job, until there is none."""
+    place, desk, name = config["place"], config["desk"], config["name"]
+    rank, world, last = train.get_context().get_world_rank(), train.get_context().get_world_size(), 0
+    device = place.context(_unheard).device
+    parallel = Parallel.joined(device)
+    if rank == 0:
+        ray.get(desk.join.remote(name, world))
+    while True:
+        taken = ray.get(desk.take.remote(name, last))
+        if taken == LEAVE:
+            return
+        if taken == DIE:
+            raise RuntimeError("this group is not to be used again")
+        last, job = taken
+        outcome = do(job, place, parallel)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        ray.get(desk.told.remote(name, last, rank, outcome))
+
+
+def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
+    """One job, seen from one worker."""
+    try:
+        if parallel.rank > 0:
+            context = place.context(_unheard)
+            helped = produce if isinstance(job, Cell) else make_shared
+            try:
+                helped(job, context, parallel)
+            except (Diverged, Stopped):                      # all workers see these at the same step
+                pass
+            return {"status": "done", "reason": ""}
+        record = attempt(job, place, functools.partial(produce, job, parallel=parallel)) if isinstance(job, Cell) \
+            else inline.make_stage(job, place, functools.partial(make_shared, job, parallel=parallel))
+        return {"status": record["status"], "reason": record["reason"]}
+    except Exception as error:
+        return {"status": inline.FULL if disk_full(error) else "error", "reason": one_line(error)}
+
+
+def make_shared(shared: Shared, context: Context, parallel: Parallel) -> None:
+    make_together(shared.stage, context, parallel)
 
 
 def _unheard(step: int, metrics: Mapping[str, float]) -> None:
@@ -112,7 +284,7 @@ def _unheard(step: int, metrics: Mapping[str, float]) -> None:
 
 def produce(cell: Cell, context: Context, parallel: Parallel) -> Path:
     """The folder of the cell's metrics, on worker 0; the other workers help with what trains together."""
-    wanted = cell.trial.metrics()
+    wanted = cell.scored()
     if parallel.share(bytes([not context.store.has(wanted)]))[0]:
         for stage in upstream(wanted):
             if getattr(stage, "together", False):

@@ -2,7 +2,8 @@
 
     <study>/cells/<key>.json       what became of a cell: written once, whole, by whoever ran it
     <study>/stages/<key>.json      what a shared stage cost
-    <study>/outbox/<key>.jsonl     start, metrics by step, end: read by the live view and by the MLflow shipper
+    <study>/outbox/<key>.jsonl     start, metrics by step ("again": what supersedes them), end: read by the live view
+                                   and by the MLflow shipper
 
 The worker writes its own record, so a driver that dies forgets nothing.  These folders lie on a file system that every
 node sees.
@@ -55,13 +56,15 @@ class Ledger:
 class Outbox:
     """Appends one cell's story; never touches the network, and a record costs microseconds.
 
-    A resumed attempt repeats the steps since its checkpoint: those that stand here already are dropped, so a curve has
-    one point a step however often the cell was killed.
+    A resumed attempt repeats the steps since its checkpoint.  A repeated point that is equal to the one that stands
+    here is dropped; one that differs (another number of workers, a GPU's rounding) is written as "again" and supersedes
+    it.  So a curve has one point a step however often the cell was killed, and it is the curve of the weights that
+    survived.
     """
 
     def __init__(self, path: Path):
         self.path, self.attempt, self.spent = path, 1, 0.0
-        self.last: dict[str, int] | None = None      # metric -> the last step that is written; None: to be read
+        self.past: Curves | None = None              # what stands here; None: to be read
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _end_torn_line(path)
@@ -86,13 +89,19 @@ class Outbox:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """What `Context.record` is inside a cell."""
-        if self.last is None:            # not before: a dying predecessor may write until we hold its stage's lock
-            past = [line for line in read_from(self.path, 0)[0] if line["kind"] == "metrics"]
-            self.last = {name: line["step"] for line in past for name in line["metrics"]}
-        new = {name: float(value) for name, value in metrics.items() if step > self.last.get(name, -1)}
-        if new:
-            self.write("metrics", step=int(step), metrics=new)
-            self.last |= dict.fromkeys(new, step)
+        if self.past is None:            # not before: a dying predecessor may write until we hold its stage's lock
+            self.past = curves(self.path)
+        new, other = {}, {}
+        for name, value in metrics.items():
+            stands, value = self.past.setdefault(name, {}), float(value)
+            if step not in stands:
+                new[name] = value
+            elif repr(stands[step]) != repr(value):      # repr: NaN is itself
+                other[name] = value
+            stands[step] = value
+        for kind, values in (("metrics", new), ("again", other)):
+            if values:
+                self.write(kind, step=int(step), metrics=values)
 
     def end(self, status: str, seconds: float, **what: Any) -> None:
         """The attempt is over; on the disk when this returns."""
@@ -105,6 +114,19 @@ class Outbox:
 
     def close(self) -> None:
         self.file.close()
+
+
+Curves = dict[str, dict[int, float]]     # metric -> step -> value
+
+
+def curves(path: Path) -> Curves:
+    """The curves that an outbox tells; what was superseded is gone."""
+    found: Curves = {}
+    for line in read_from(path, 0)[0] if path.exists() else ():
+        if line["kind"] in ("metrics", "again"):
+            for name, value in line["metrics"].items():
+                found.setdefault(name, {})[line["step"]] = value
+    return found
 
 
 def read_from(path: Path, offset: int) -> tuple[list[Record], int]:
@@ -137,10 +159,18 @@ def _read(path: Path) -> Record | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError:                   # torn by a power cut: as good as absent
+        return None
 
 
 def _write(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    beside.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -63,6 +63,12 @@ class View:
         if not self.live or record["status"] != "done":
             self.say(f"{record['status']:<6} {kind} {done}/{total}  {work.name}  {span(record['seconds'])}{reason}")
 
+    def drops(self, work: Work) -> None:
+        """It is not at work any more, and has not ended: it will begin again."""
+        self.running.pop(work.key, None)
+        if not self.live:
+            self.say(f"again  {work.name}")
+
     def tick(self) -> None:
         """Look, and draw."""
         if self.live:

@@ -11,7 +11,7 @@ import contextlib
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import report
+from studies.engine import formats, page, report, rounds, search_page
 from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
@@ -54,12 +54,18 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         store: Annotated[str | None, typer.Option(
             help="Where stages go: a folder or a URL; without it, OUT/stages.")] = None,
         json: Annotated[Path | None, typer.Option(help="Write the outcome here, for programs.")] = None,
+        decide: Annotated[bool, typer.Option(
+            "--decide", help="Add seeds until each arm is decided, hopeless, or has --seeds (20).")] = False,
+        hours: Annotated[float | None, typer.Option(
+            help="GPU hours (CPU hours without GPUs) that all cells together may cost.")] = None,
+        price: Annotated[float | None, typer.Option(help="Money an hour costs; expected costs are said in it.")] = None,
         report: Annotated[bool, typer.Option(
             "--report", help="Print the table from what is recorded; run nothing.")] = False,
     ) -> None:
         raise typer.Exit(conduct(study, Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
-            workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report)))
+            workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
+            decide=decide, hours=hours, price=price)))
 
     app(args=arguments, prog_name=f"{study.name}.py")
 
@@ -76,6 +82,13 @@ def conduct(study: Study, options: Options) -> int:
         check(study, options)
         ledger = Ledger(options.out / study.name)
         cluster = None if options.report else find_cluster()
+        if study.tune is not None:
+            from studies.engine import explore       # and Optuna with it
+
+            settled = explore.tuned(study, options, ledger, cluster, console)
+            if settled is None:
+                return 0
+            study = settled
         plan = prepare(study, options, ledger, cluster)
         if options.dry_run:
             console.print(Text("\n".join(plan.lines())), soft_wrap=True)
@@ -84,7 +97,12 @@ def conduct(study: Study, options: Options) -> int:
         if not options.report:
             assert cluster is not None
             with alone(ledger.folder):
-                carry_out(plan, options, ledger, cluster, console)
+                if options.decide or options.hours is not None:
+                    plan = in_rounds(study, plan, options, ledger, cluster, console)
+                else:
+                    carry_out(plan, options, ledger, cluster, console)
+                    rounds.remember(ledger, plan, {})
+            remember(plan, options, ledger, cluster, console)
         return tell(plan, options, ledger, console, began)
     except (BadInput, ConfigError) as error:
         Console(stderr=True, highlight=False).print(Text(f"error: {error}"), soft_wrap=True)
@@ -122,11 +140,13 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console) -> None:
+def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console,
+              header: bool = True) -> None:
     """Run what is missing, and ship to MLflow what it tells."""
     from studies.engine.tracking import Shipper, Tracking, parent_story
 
-    console.print(Text("\n".join(plan.lines()[:9])), soft_wrap=True)
+    if header:
+        console.print(Text("\n".join(plan.head())), soft_wrap=True)
     log = ledger.folder / "ray.log"
     with quiet(log):
         tracking = Tracking(plan.study.name, options.out)
@@ -146,7 +166,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         shipper.drain()
         write_report(plan, options, ledger, tracking.runs)
         story.end(status, 0.0, texts={name: (ledger.folder / name).read_text(encoding="utf-8")
-                                      for name in ("table.md", "outcome.json")})
+                                      for name in ("table.md", "outcome.json", "report.html")})
         story.close()
         whole = shipper.close()
         if whole:
@@ -154,6 +174,48 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         else:
             console.print(Text(f"MLflow did not take everything ({shipper.problem}); nothing is lost, "
                                "and the same command ships the rest"), soft_wrap=True)
+
+
+def in_rounds(study: Study, plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console) -> Plan:
+    """Wave after wave, until every arm is decided or the budget is spent; one Ray for all of them."""
+    def again(seeds: Mapping[str, int] | None) -> Plan:
+        return plan if seeds is None else prepare(study, options, ledger, cluster, seeds)
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    with contextlib.ExitStack() as until_the_end:
+        begun: list[Plan] = []
+
+        def go(wave: Plan) -> None:
+            if not begun:
+                say("\n".join(plan.head()))
+                until_the_end.enter_context(ray_up(plan, ledger.folder / "ray.log"))
+            begun.append(wave)
+            carry_out(wave, options, ledger, cluster, console, header=False)
+
+        ended = rounds.pursue(again, go, ledger, cluster.trials(plan.resources), say)
+        if not begun:
+            carry_out(ended.only([]), options, ledger, cluster, console)          # ships what MLflow has not taken yet
+    for line in rounds.saved(report.Findings(ended, ledger)):
+        say(line)
+    return ended
+
+
+@contextlib.contextmanager
+def ray_up(plan: Plan, log: Path) -> Iterator[None]:
+    """Ray, started once for several runs, and ended behind the last; a cluster that is joined is left alone."""
+    with quiet(log):
+        import ray
+
+        ours = not ray.is_initialized()
+        start_local(plan.resources)
+    try:
+        yield
+    finally:
+        if ours:
+            with quiet(log):
+                ray.shutdown()
 
 
 def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, log: Path, source: Any) -> None:
@@ -177,16 +239,38 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
 
 
 def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, str]) -> report.Findings:
-    """plan.md, table.md and outcome.json in the study's folder, and --json's file."""
+    """plan.md, tables, report.html and outcome.json in the study's folder, and --json's file."""
     findings = report.Findings(plan, ledger)
     result = report.as_json(report.outcome(findings, runs, code().commit))
     ledger.folder.mkdir(parents=True, exist_ok=True)
     (ledger.folder / "plan.md").write_text("\n".join(plan.lines()) + "\n", encoding="utf-8")
-    (ledger.folder / "table.md").write_text(report.markdown(findings) + "\n", encoding="utf-8")
     (ledger.folder / "outcome.json").write_text(result, encoding="utf-8")
+    sections = [*page.sections(findings, runs, run_link(options.out)), *search_page.sections(ledger.folder)]
+    for name, text in {"table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
+                       "table.csv": formats.table_csv(findings), "report.html": page.page(findings, sections)}.items():
+        (ledger.folder / name).write_text(text, encoding="utf-8")
     if options.json is not None:
         options.json.write_text(result, encoding="utf-8")
     return findings
+
+
+def run_link(out: Path) -> Callable[[str], str]:
+    """Where a browser finds a run: on the tracking server, or on `make ui`'s."""
+    from studies.engine.tracking import shown, tracking_uri
+
+    uri = shown(tracking_uri(out)).rstrip("/")
+    base = uri if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    return lambda run: f"{base}/#/runs/{run}"
+
+
+def remember(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console) -> None:
+    """Put the comparison beside the searches, where optuna-dashboard finds both."""
+    from studies.engine.mirror import keep
+    from studies.engine.storage import storage_url
+
+    problem = keep(report.Findings(plan, ledger), storage_url(options.out, several_hosts=cluster.address != "local"))
+    if problem is not None:
+        console.print(Text(f"not in the search storage: {problem}"), soft_wrap=True)
 
 
 def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: float) -> int:
@@ -196,14 +280,20 @@ def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: 
     findings = write_report(plan, options, ledger, run_ids(ledger.folder / "outbox", options.out))
     console.print()
     console.print(report.rich_table(findings))
-    console.print(Text(report.CAPTION), soft_wrap=True)
+    console.print(Text(report.caption(findings)), soft_wrap=True)
+    for sentence in report.sentences(findings):
+        console.print(Text(f"\n{sentence}"), soft_wrap=True)
+    if (effects := report.rich_effects(findings)) is not None:
+        console.print()
+        console.print(effects)
     best, texts, real = report.samples(findings)
     for title, some in ((f"{best} writes", texts), ("real texts", real)):
         if some:
             console.print(Text(f"\n{title}", style="bold"))
             for text in some:
                 console.print(Text(f"  {text}"), soft_wrap=True)
-    console.print(Text(f"\ntable and samples   {ledger.folder / 'table.md'}\n"
+    console.print(Text(f"\nthe report          {ledger.folder / 'report.html'}\n"
+                       f"table and samples   {ledger.folder / 'table.md'}\n"
                        f"for programs        {ledger.folder / 'outcome.json'}\n"
                        f"curves, parameters  mlflow ui --host 127.0.0.1 --backend-store-uri "
                        f"{shlex.quote(shown(tracking_uri(options.out)))}\n"

@@ -1,14 +1,19 @@
 """What was typed, checked, and made into a plan: everything that can be wrong is said here, before anything starts."""
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studies.engine.budget import Budget
 from studies.engine.cluster import Cluster, choose_scale
+from studies.engine.decide import FIRST, Rule
 from studies.engine.ledger import Ledger
 from studies.engine.plan import Plan, make_plan
-from studies.engine.study import BadInput, Checks, Study
+from studies.engine.rounds import first_seeds, remembered
+from studies.engine.study import BadInput, Checks, Study, Watch
 from trainables.config import ConfigError, near
 from trainables.stages import Context, Store
 
@@ -29,6 +34,9 @@ class Options:
     json: Path | None
     dry_run: bool
     report: bool
+    decide: bool = False
+    hours: float | None = None
+    price: float | None = None
 
 
 def check(study: Study, options: Options) -> None:
@@ -37,6 +45,16 @@ def check(study: Study, options: Options) -> None:
         raise BadInput(f"--seeds: at least 1, not {options.seeds}")
     if options.workers is not None and options.workers < 1:
         raise BadInput(f"--workers: at least 1, not {options.workers}")
+    for flag, value in (("--hours", options.hours), ("--price", options.price)):
+        if value is not None and not 0 < value < math.inf:
+            raise BadInput(f"{flag}: a positive number, not {value:g}")
+    if options.decide and options.seeds is not None and options.seeds < FIRST:
+        raise BadInput(f"--decide looks after {FIRST} seeds for the first time: --seeds, the most an arm may have, is "
+                       f"{options.seeds}")
+    if options.decide and len(chosen_arms(study, options)) < 2:
+        raise BadInput("--decide compares arms: name two or more")
+    if options.decide and all(isinstance(metric, Watch) for metric in study.report):
+        raise BadInput(f"--decide: {study.name} reports no metric that has a better")
     for name in chosen_arms(study, options):
         if name not in study.arms:
             raise BadInput(f"--arms: {study.name} has no arm {name!r}{near(name, study.arms)}")
@@ -69,8 +87,9 @@ def open_store(options: Options) -> Store:
     return Store(options.store or options.out / "stages", cache=options.out / "stages")
 
 
-def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | None) -> Plan:
-    """The plan of what was typed.   BadInput, ConfigError"""
+def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | None,
+            seeds: Mapping[str, int] | None = None) -> Plan:
+    """The plan of what was typed, or of these seeds of each arm.   BadInput, ConfigError"""
     store = open_store(options)
     if cluster is not None:
         scale, why = choose_scale(study, options.scale, cluster)
@@ -82,16 +101,21 @@ def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | N
         raise BadInput(f"--scale: what ran last, {scale!r}, is gone; name one of {', '.join(study.scales)}")
     resources = study.scales[scale].resources
     if options.workers is not None:
-        resources = replace(resources, workers=options.workers)
+        resources = replace(resources, workers=options.workers, least=0)
     if cluster is not None and not options.dry_run:
         cluster.trials(resources)       # refuses what can never fit
     data = None
     if options.data is not None:
         from trainables.text.corpora import choose_data
         data = choose_data(options.data, options.test_data, store)
+    arms, rule = chosen_arms(study, options), Rule(options.seeds or Rule().most) if options.decide else None
+    if options.report and rule is None and options.seeds is None and (past := remembered(ledger, scale)):
+        rule = past[0]
+    if seeds is None and rule is not None:
+        seeds = first_seeds(ledger, scale, arms, rule, options.report)
     plan = make_plan(study, scale=scale, why=why, ledger=ledger, store=store, resources=resources, data=data,
-                     seeds=options.seeds or study.seeds, arms=chosen_arms(study, options),
-                     assignments=options.assignments)
+                     seeds=seeds or options.seeds or study.seeds, arms=arms, assignments=options.assignments,
+                     budget=Budget(options.hours, options.price), rule=rule)
     if not options.report and not options.dry_run:
         check_world(plan, store)
     return plan

@@ -8,13 +8,18 @@ Plain Python: nothing here starts Ray, so --dry-run answers at once.
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from studies.engine import stale
+from studies.engine.budget import Budget
+from studies.engine.decide import Rule
 from studies.engine.ledger import FINISHED, Ledger, Record
+from studies.engine.stale import Stale
 from studies.engine.study import Resources, Settles, Study
-from trainables.config import ConfigError, differences, fingerprint, flat
+from trainables.config import ConfigError, differences, fingerprint, flat, to_dict
 from trainables.stages import Stage, Store, key, upstream
 
 
@@ -26,19 +31,36 @@ class Cell:
     seed: int
     trial: Any
     key: str
+    split: Literal["test", "valid"] = "test"    # the texts it is scored against: a search selects on valid
+    point: int | None = None                    # of a search; its cells are not among those that are compared
 
     @property
     def name(self) -> str:
-        return f"{self.arm} seed {self.seed}"
+        return f"{self.arm} seed {self.seed}" if self.point is None else f"{self.arm} point {self.point}"
+
+    def scored(self) -> Stage:
+        """The stage whose metrics.json is the cell's result."""
+        return scored(self.trial, self.split)
+
+    def samples(self) -> Stage:
+        """The stage whose samples.jsonl is scored."""
+        return self.trial.samples(self.split)
 
     def stages(self) -> list[Stage]:
         """Everything the cell stands on, in an order in which it can be made."""
-        return upstream(self.trial.samples(), self.trial.metrics())
+        return upstream(self.samples(), self.scored())
 
 
-def cell_key(trial: Any) -> str:
-    """The trial's identity: what it says, and its results' keys, which know the versions of all they stand on."""
-    said = " ".join([fingerprint(trial), key(trial.samples()), key(trial.metrics())])
+def scored(trial: Any, split: str = "test") -> Stage:
+    return trial.validation() if split == "valid" else trial.metrics()
+
+
+def cell_key(trial: Any, split: str = "test", known: dict[Stage, str] | None = None) -> str:
+    """The trial's identity: what it says, and its results' keys, which know the versions of all they stand on.
+
+    `known` remembers stages' keys for further calls.
+    """
+    said = " ".join([fingerprint(trial), key(trial.samples(), known), key(scored(trial, split), known)])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -72,6 +94,11 @@ class Plan:
     shared: tuple[Shared, ...]
     found: int                          # shared stages that the store has
     history: Mapping[str, float]        # kind of stage, or arm -> mean seconds, as the ledger remembers
+    budget: Budget = Budget()
+    rule: Rule | None = None            # seeds are added until arms are decided; None: their number is fixed
+    held: frozenset[str] = frozenset()  # keys of cells that are not to be started now
+    stale: Mapping[str, Stale] = field(default_factory=dict)        # key -> the older record in its place
+    reused: Mapping[str, str] = field(default_factory=dict)         # key -> what the store has of it, in words
 
     @property
     def base(self) -> str:
@@ -81,8 +108,15 @@ class Plan:
     @functools.cached_property
     def missing(self) -> tuple[Cell, ...]:
         """Cells to run; seed after seed, so that an interrupted study has whole pairs."""
-        cells = [cell for cell in self.cells if self.status(cell) not in FINISHED]
+        cells = [cell for cell in self.cells if self.status(cell) not in FINISHED and cell.key not in self.held]
         return tuple(sorted(cells, key=lambda cell: cell.seed))
+
+    def only(self, cells: Iterable[Cell]) -> "Plan":
+        """The same plan, of which nothing but these cells, and the stages that they need, is to run."""
+        started = {cell.key for cell in cells}
+        held = frozenset(cell.key for cell in self.cells if cell.key not in started)
+        return replace(self, held=held, shared=tuple(
+            shared for shared in self.shared if any(cell.key in started for cell in shared.cells)))
 
     def status(self, cell: Cell) -> str:
         """done, diverged, failed or waiting."""
@@ -93,26 +127,54 @@ class Plan:
         changed = differences(self.arms[self.base], self.arms[arm])
         return ", ".join(f"{path} = {value}" for path, value in changed.items()) or "–"
 
+    @property
+    def holds(self) -> str:
+        """What a trial holds, in words."""
+        each = f"{self.resources.cpus} CPU" + (f" and {self.resources.gpus:g} GPU" if self.resources.gpus else "")
+        return each if self.resources.workers == 1 else f"{self.resources.workers} workers of {each}"
+
+    @property
+    def unit(self) -> str:
+        """What a cost is counted in: GPU or CPU hours."""
+        return "GPU" if self.resources.gpus else "CPU"
+
+    @property
+    def share(self) -> float:
+        """GPUs, or CPUs where there are none, that a trial holds."""
+        return self.resources.workers * (self.resources.gpus or self.resources.cpus)
+
+    def cost(self, work: Cell | Shared) -> float | None:
+        """Expected GPU (CPU) hours; None where nothing like it has run."""
+        if isinstance(work, Shared):
+            seconds = self.history.get(type(work.stage).__name__)
+        else:
+            usual = [self.history[arm] for arm in self.arms if arm in self.history]
+            seconds = self.history.get(work.arm, sum(usual) / len(usual) if usual else None)
+        return None if seconds is None else seconds / 3600 * self.share
+
     def hours(self) -> tuple[float, int]:
-        """Expected hours of one worker's time, and for how many of the things to do nobody knows."""
-        known = [self.history.get(type(shared.stage).__name__) for shared in self.shared]
-        usual = [self.history[arm] for arm in self.arms if arm in self.history]
-        anyone = sum(usual) / len(usual) if usual else None
-        known += [self.history.get(cell.arm, anyone) for cell in self.missing]
-        return sum(s for s in known if s is not None) / 3600, sum(s is None for s in known)
+        """Expected GPU (CPU) hours of what is to do, and for how many of its parts nobody knows."""
+        known = [self.cost(work) for work in (*self.shared, *self.missing)]
+        return sum(hours for hours in known if hours is not None), sum(hours is None for hours in known)
+
+    def head(self) -> list[str]:
+        """The plan's first lines: the question, and what it takes."""
+        lines = self.lines()
+        return lines[:lines.index("", 3 + 2 * bool(self.study.expectation))]
 
     def lines(self) -> list[str]:
         """The plan as markdown."""
         done = len(self.cells) - len(self.missing)
-        seeds = len({cell.seed for cell in self.cells})
+        many = [sum(cell.arm == arm for cell in self.cells) for arm in self.arms]
+        seeds = f"{many[0]}" if len(set(many)) == 1 else f"{min(many)} to {max(many)}"
         lines = [f"# {self.study.name}: {self.study.question}", ""]
         lines += [f"Expected: {self.study.expectation}", ""] if self.study.expectation else []
         lines += [f"- scale {self.scale}: {self.why}", f"- data: {self.data}",
                   f"- {len(self.arms)} arms x {seeds} seeds = {len(self.cells)} cells: {done} done, "
                   f"{len(self.missing)} to run",
                   f"- shared stages: {self.found} found, {len(self.shared)} to make first",
-                  f"- a trial holds {_holds(self.resources)}",
-                  f"- expected: {self.expectation()}", "",
+                  f"- a trial holds {self.holds}",
+                  f"- expected: {self.expectation()}{self._bounds()}", "",
                   "| arm | differs from base | done | to run |", "|---|---|---|---|"]
         for arm in self.arms:
             cells = [cell for cell in self.cells if cell.arm == arm]
@@ -121,23 +183,31 @@ class Plan:
                     for cell in cells if cell not in todo]
             lines.append(f"| {arm} | {self.differs(arm)} | {_seeds(seen)} | {_seeds([c.seed for c in todo])} |")
         lines += ["", *(f"- make {shared.name}: {shared.key}" for shared in self.shared)] if self.shared else []
+        lines += ["", *stale.lines(self.missing, self.stale, self.reused)] if self.missing else []
         return lines
+
+    def _bounds(self) -> str:
+        """What ends the study, where that is not its number of seeds."""
+        words = f"; seeds are added until each arm is decided, {self.rule.most} at most" if self.rule else ""
+        return words + (f"; no more than {self.budget.hours:g} in all" if self.budget.hours is not None else "")
 
     def expectation(self) -> str:
         """The cost in words."""
         if not self.missing:
             return "nothing to run"
         hours, unknown = self.hours()
-        unit = "GPU" if self.resources.gpus else "CPU"
-        share = self.resources.workers * (self.resources.gpus or self.resources.cpus)
         if unknown == len(self.shared) + len(self.missing):
-            return f"unknown {unit} hours: nothing like it has run here yet"
-        return f"{hours * share:.2g} {unit} hours" + (f", and {unknown} of unknown cost" if unknown else "")
+            return f"unknown {self.unit} hours: nothing like it has run here yet"
+        return self.budget.spell(hours, self.unit) + (f", and {unknown} of unknown cost" if unknown else "")
 
 
-def make_plan(study: Study, *, scale: str, why: str, ledger: Ledger, store: Store, resources: Resources, seeds: int,
-              arms: Iterable[str], data: Any = None, assignments: Iterable[str] = ()) -> Plan:
-    """Expand the study and look up what is there.  ConfigError when an assignment does not fit an arm."""
+def make_plan(study: Study, *, scale: str, why: str, ledger: Ledger, store: Store, resources: Resources,
+              seeds: int | Mapping[str, int], arms: Iterable[str], data: Any = None, assignments: Iterable[str] = (),
+              budget: Budget = Budget(), rule: Rule | None = None) -> Plan:
+    """Expand the study and look up what is there.  `seeds`: of all arms, or of each.
+
+    ConfigError when an assignment does not fit an arm.
+    """
     def build(arm: str, seed: int) -> Any:
         trial = study.trial(scale, arm, seed=seed, data=data, assignments=assignments)
         try:
@@ -145,23 +215,29 @@ def make_plan(study: Study, *, scale: str, why: str, ledger: Ledger, store: Stor
         except ConfigError as error:
             raise ConfigError(error.path, f"{error.problem} [arm {arm!r}]") from None
 
-    trials = {(arm, seed): build(arm, seed) for arm in arms for seed in range(seeds)}
-    cells = tuple(Cell(arm, seed, trial, cell_key(trial)) for (arm, seed), trial in trials.items())
+    arms = tuple(arms)
+    each = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
+    trials = {(arm, seed): build(arm, seed) for arm in arms for seed in range(each[arm])}
+    known: dict[Stage, str] = {}
+    cells = tuple(Cell(arm, seed, trial, cell_key(trial, known=known)) for (arm, seed), trial in trials.items())
     records = {cell.key: record for cell in cells if (record := ledger.cell(cell.key)) is not None}
     missing = [cell for cell in cells if cell.key not in records or records[cell.key]["status"] not in FINISHED]
-    shared, found = _shared(missing, store)
+    has = functools.cache(lambda stage: store.has(stage, key(stage, known)))
+    shared, found = _shared(missing, has, known)
+    past = ledger.cells()
     first = {arm: trial for (arm, seed), trial in trials.items() if seed == 0}
     return Plan(study=study, scale=scale, why=why, resources=resources, arms=first, cells=cells, records=records,
                 data=_title(next(iter(first.values())).data),
-                shared=shared, found=found, history=_history(ledger, scale))
+                shared=shared, found=found, history=_history(past, ledger.stages(), scale, first), budget=budget,
+                rule=rule, stale=stale.older(missing, past, scale, {cell.key for cell in cells}),
+                reused={cell.key: part for cell in missing if (part := stale.reused(cell, has))})
 
 
-def _shared(cells: Iterable[Cell], store: Store) -> tuple[tuple[Shared, ...], int]:
+def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], known: dict[Stage, str]) -> tuple[tuple[Shared, ...], int]:
     """Stages that two or more cells will ask for and that the store lacks, in order; how many of them it has.
 
     What stands under a finished stage is not asked for; what stands under a shared one is shared as well.
     """
-    has = functools.cache(store.has)
     wanted: dict[Stage, list[Cell]] = {}
     for cell in cells:
         asked = list(dict.fromkeys([cell.trial.metrics(), cell.trial.samples()]))
@@ -171,30 +247,35 @@ def _shared(cells: Iterable[Cell], store: Store) -> tuple[tuple[Shared, ...], in
                 asked += [needed for needed in stage.needs() if needed not in asked]
     common = {stage: users for stage, users in wanted.items() if len(users) > 1}
     order = [stage for stage in upstream(*common) if stage in common and not has(stage)]
-    shared = [Shared(stage, key(stage), tuple(common[stage]), tuple(key(n) for n in stage.needs() if not has(n)))
-              for stage in order]
+    shared = [Shared(stage, key(stage, known), tuple(common[stage]),
+                     tuple(key(needed, known) for needed in stage.needs() if not has(needed))) for stage in order]
     return tuple(shared), len(common) - len(shared)
 
 
-def _history(ledger: Ledger, scale: str) -> dict[str, float]:
+def _history(past: Iterable[Record], stages: Iterable[Record], scale: str, trials: Mapping[str, Any]
+             ) -> dict[str, float]:
+    """Mean seconds of each arm and kind of stage; of the very same trial, at other seeds, where it ever ran."""
     seconds: dict[str, list[float]] = {}
-    for record in ledger.cells():
+    alike: dict[str, list[float]] = {}
+    wanted = {arm: _seedless(to_dict(trial)) for arm, trial in trials.items()}
+    for record in past:
         if record["status"] == "done" and record["scale"] == scale:
             seconds.setdefault(record["arm"], []).append(record["seconds"])
-    for record in ledger.stages():
+            if _seedless(record.get("trial", {})) == wanted.get(record["arm"]):
+                alike.setdefault(record["arm"], []).append(record["seconds"])
+    for record in stages:
         if record["status"] == "done":
             seconds.setdefault(record["kind"], []).append(record["seconds"])
-    return {name: sum(values) / len(values) for name, values in seconds.items()}
+    return {name: sum(values) / len(values) for name, values in (seconds | alike).items()}
+
+
+def _seedless(trial: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({name: value for name, value in trial.items() if name != "seed"}))
 
 
 def _title(data: Any) -> str:
     """What people call a data set: its name, or the class of a built-in one."""
     return str(flat(data).get("name", type(data).__name__))
-
-
-def _holds(resources: Resources) -> str:
-    each = f"{resources.cpus} CPU" + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
-    return each if resources.workers == 1 else f"{resources.workers} workers of {each}"
 
 
 def _seeds(seeds: list) -> str:

@@ -1,5 +1,6 @@
 """Where a result came from: the commit, and what the tree said besides."""
 
+import hashlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ class Code:
 
     commit: str
     diff: str
+
+    @property
+    def digest(self) -> str:
+        """What the difference is filed under; "" when clean."""
+        return hashlib.sha256(self.diff.encode()).hexdigest()[:12] if self.diff else ""
 
 
 def code(root: Path = ROOT) -> Code:

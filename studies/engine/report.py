@@ -1,142 +1,165 @@
 """The report: from the ledger alone, so that --report needs no cluster, no tracking server and no store.
 
-    outcome(plan, ledger, run ids)      what programs read: the plain dict behind --json
-    table, markdown                     the same for people, in a terminal and in table.md
-    samples                             the best arm's texts beside real ones
+    Findings (findings.py) -> outcome      what programs read: the plain dict behind --json
+                           -> sentences    the answer, and one verdict an arm, in words
+                           -> rich_table   for a terminal
+                           -> files        table.md, table.tex, table.csv (formats.py), report.html (page.py)
 """
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-from studies.engine.compare import Interval, interval, paired
-from studies.engine.ledger import Ledger, Record
-from studies.engine.plan import Cell, Plan
-from studies.engine.study import Metric, Minimise, Watch
+from studies.engine.compare import Comparison, Interval
+from studies.engine.findings import Findings
+from studies.engine.study import Metric
 
-NOTE = 90                               # characters of a reason that fit into a note
+__all__ = ["Findings", "as_json", "caption", "header", "markdown", "outcome", "rich_effects", "rich_table", "rows",
+           "samples", "sentences", "spell"]
+
+ARROWS = {"Minimise": " ↓", "Maximise": " ↑", "Watch": ""}
 
 
-class Findings:
-    """What the ledger says about the cells of a plan."""
-
-    def __init__(self, plan: Plan, ledger: Ledger):
-        self.plan = plan
-        self.records: dict[str, Record] = {cell.key: record for cell in plan.cells if (record := ledger.cell(cell.key))}
-        self.stages = {record["key"]: record for record in ledger.stages()}
-
-    @functools.cached_property
-    def shown(self) -> tuple[Metric, ...]:
-        """The study's metrics that these data have; all of them while nothing is done."""
-        known = {name for record in self.records.values() for name in record["metrics"]}
-        return tuple(metric for metric in self.plan.study.report if not known or metric.metric in known)
-
-    @property
-    def deciding(self) -> Metric | None:
-        """The metric that says which arm is best."""
-        return next((metric for metric in self.shown if not isinstance(metric, Watch)), None)
-
-    def cells(self, arm: str) -> list[Cell]:
-        return [cell for cell in self.plan.cells if cell.arm == arm]
-
-    def status(self, cell: Cell) -> str:
-        return self.records[cell.key]["status"] if cell.key in self.records else "waiting"
-
-    def values(self, arm: str, metric: str) -> dict[int, float]:
-        """Seed -> value, of the cells that are done."""
-        done = [(cell, self.records[cell.key]) for cell in self.cells(arm) if self.status(cell) == "done"]
-        return {cell.seed: record["metrics"][metric] for cell, record in done if metric in record["metrics"]}
-
-    def mean(self, arm: str, metric: str) -> Interval:
-        return interval(list(self.values(arm, metric).values()))
-
-    def difference(self, arm: str, metric: str) -> Interval:
-        """Arm - base, over common seeds."""
-        return paired(self.values(arm, metric), self.values(self.plan.base, metric))
-
-    def hours(self, arm: str) -> float:
-        """GPU hours (CPU hours without GPUs) of the arm's cells and its part of the stages that it shares."""
-        unit = "gpu_hours" if self.plan.resources.gpus else "cpu_hours"
-        users: dict[str, list[str]] = {}
-        for cell in self.plan.cells:
-            for stage in self.records.get(cell.key, {}).get("stages", ()):
-                users.setdefault(stage, []).append(cell.arm)
-        own = sum(self.records[cell.key][unit] for cell in self.cells(arm) if cell.key in self.records)
-        return own + sum(self.stages[stage][unit] * arms.count(arm) / len(arms)
-                         for stage, arms in users.items() if stage in self.stages)
-
-    def note(self, arm: str) -> str:
-        """What went wrong, and what is still to come."""
-        notes = []
-        for cell in self.cells(arm):
-            if self.status(cell) in ("failed", "diverged"):
-                reason = self.records[cell.key]["reason"]
-                notes.append(f"seed {cell.seed} {self.status(cell)}: "
-                             f"{reason if len(reason) <= NOTE else reason[:NOTE] + '…'}")
-        waiting = sum(self.status(cell) == "waiting" for cell in self.cells(arm))
-        notes += [f"{waiting} not run"] if waiting else []
-        known = {name for cell in self.cells(arm) for name in self.records.get(cell.key, {}).get("metrics", ())}
-        absent = [metric.metric for metric in self.shown if known and metric.metric not in known]
-        notes += [f"no {', '.join(absent)} (there are: {', '.join(sorted(known)[:20])})"] if absent else []
-        return "; ".join(notes)
-
-    def best(self) -> str | None:
-        """The arm with the best mean of the deciding metric; the first when nothing decides; None: nothing is done."""
-        deciding = self.deciding
-        done = [arm for arm in self.plan.arms if any(self.status(cell) == "done" for cell in self.cells(arm))]
-        if not done or deciding is None:
-            return next(iter(done), None)
-        means = {arm: mean for arm in done if (mean := self.mean(arm, deciding.metric).mean) is not None}
-        pick = min if isinstance(deciding, Minimise) else max
-        return pick(means, key=means.__getitem__) if means else done[0]
-
-    def failed(self) -> list[Cell]:
-        return [cell for cell in self.plan.cells if self.status(cell) in ("failed", "diverged")]
+# ---------------------------------------------------------------- for programs
 
 
 def outcome(findings: Findings, runs: Mapping[str, str], commit: str) -> dict[str, Any]:
-    """The outcome for programs; numbers that are not finite are null."""
+    """The outcome for programs; numbers that are not finite are null.
+
+    An arm that is compared has "against_base" in each metric; "effects", "decision" and "budget" are there where the
+    study has factors, --decide and --hours or --price.
+    """
     plan = findings.plan
-
-    def numbers(value: Interval) -> dict[str, float | None]:
-        return {"mean": value.mean, "low": value.low, "high": value.high}
-
-    return {
+    result: dict[str, Any] = {
         "study": plan.study.name, "commit": commit, "scale": plan.scale, "data": plan.data,
         "arms": [{
             "name": arm, "differs": plan.differs(arm),
-            "n": sum(findings.status(cell) == "done" for cell in findings.cells(arm)),
-            "metrics": {metric.metric: numbers(findings.mean(arm, metric.metric)) for metric in findings.shown},
+            "n": findings.done(arm),
+            "metrics": {metric.metric: _metric(findings, arm, metric) for metric in findings.shown},
             "cells": [{"seed": cell.seed, "trial": cell.key, "status": findings.status(cell),
                        "mlflow_run_id": runs.get(cell.key)} for cell in findings.cells(arm)],
         } for arm in plan.arms],
     }
+    if findings.factors:
+        result["effects"] = {metric.metric: [
+            {"factors": list(effect.factors), "levels": list(effect.levels)} | _comparison(effect.comparison)
+            for effect in findings.effects(metric)] for metric in findings.shown}
+        result["anova"] = {metric.metric: [
+            {"factors": list(line.factors), "f": line.f, "df": list(line.df), "p": line.p}
+            for line in findings.anova(metric)] for metric in findings.shown}
+    if plan.rule is not None and findings.deciding is not None:
+        result["decision"] = {"metric": findings.deciding.metric, "most": plan.rule.most, "arms": {
+            arm: {"state": found.state, "verdict": found.verdict, "pairs": found.looks, "reason": found.reason}
+            for arm, found in findings.decided().items()}}
+    if plan.budget.hours is not None or plan.budget.price is not None:
+        open_hours = {arm: findings.answer_hours(arm) for arm in findings.others}
+        result["budget"] = {"unit": f"{plan.unit} hours", "hours": plan.budget.hours, "price": plan.budget.price,
+                            "spent": findings.spent(), "answer": open_hours,
+                            "not_run": [cell.name for cell in plan.cells if findings.status(cell) == "waiting"]}
+    return result
 
 
-def header(findings: Findings) -> list[str]:
-    """The table's columns: an arrow says which way is better."""
-    arrows = {"Minimise": " ↓", "Maximise": " ↑", "Watch": ""}
-    metrics = [metric.metric + arrows[type(metric).__name__] for metric in findings.shown]
-    return ["arm", "differs from base", *metrics, "n", "GPU h" if findings.plan.resources.gpus else "CPU h", "note"]
+def _numbers(value: Interval) -> dict[str, float | None]:
+    return {"mean": value.mean, "low": value.low, "high": value.high}
 
 
-def rows(findings: Findings) -> list[list[str]]:
-    """One row an arm: mean ± half of the 95 % interval, and beneath it the paired difference to the base."""
-    plan, table = findings.plan, []
-    for arm in plan.arms:
-        cells = []
-        for metric in findings.shown:
-            text = spell(findings.mean(arm, metric.metric))
-            if arm != plan.base and (difference := findings.difference(arm, metric.metric)).mean is not None:
-                text += f"\nΔ {spell(difference, sign=True)}"
-            cells.append(text)
-        n = sum(findings.status(cell) == "done" for cell in findings.cells(arm))
-        name = f"{arm} (base)" if arm == plan.base else arm
-        table.append([name, plan.differs(arm), *cells, str(n), f"{findings.hours(arm):.2g}", findings.note(arm)])
-    return table
+def _metric(findings: Findings, arm: str, metric: Metric) -> dict[str, Any]:
+    numbers: dict[str, Any] = _numbers(findings.mean(arm, metric.metric))
+    if arm != findings.plan.base:
+        numbers["against_base"] = _comparison(findings.compared(metric)[arm]) | {
+            "margin": metric.margin, "more_seeds": findings.more(metric).get(arm)}
+    return numbers
+
+
+def _comparison(found: Comparison) -> dict[str, Any]:
+    return _numbers(found.difference) | {
+        "pairs": found.difference.n, "p": found.p, "p_adjusted": found.adjusted, "p_same": found.same,
+        "effect": found.effect, "verdict": found.verdict}
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """Strict JSON: a NaN that slipped through is an error here, not in the program that reads it."""
+    return json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+# ---------------------------------------------------------------- in words
+
+
+def sentences(findings: Findings) -> list[str]:
+    """The answer, then one verdict an arm, by the deciding metric; nothing while nothing is done."""
+    metric = findings.deciding
+    if metric is None or findings.best() is None:
+        return []
+    said = [answer(findings, metric)]
+    return said + [verdict(findings, arm, metric) for arm in findings.others if findings.done(arm)]
+
+
+def answer(findings: Findings, metric: Metric) -> str:
+    """The best arm, and how the others stand to the base."""
+    best = findings.best()
+    assert best is not None
+    said = f"{best} has the best mean {metric.metric}, {spell(findings.mean(best, metric.metric))}."
+    by_verdict: dict[str, list[str]] = {}
+    for arm, found in findings.compared(metric).items():
+        by_verdict.setdefault(found.verdict, []).append(arm)
+    words = {"better": "better", "worse": "worse", "same": "the same within the margin", "open": "not decided"}
+    parts = [f"{word}: {', '.join(by_verdict[name])}" for name, word in words.items() if name in by_verdict]
+    return said + (f"  Against {findings.plan.base}: {'; '.join(parts)}." if parts else "")
+
+
+def verdict(findings: Findings, arm: str, metric: Metric) -> str:
+    """One arm against the base, in one metric; what an answer would still cost, where there is none."""
+    found, base = findings.compared(metric)[arm], findings.plan.base
+    size = spell(found.difference, sign=True)
+    paid = [f"{found.difference.n} paired seeds" if found.difference.n != 1 else "1 paired seed"]
+    if found.adjusted is not None:
+        kind = "anytime p" if findings.plan.rule else "Holm p"
+        paid.append(f"{kind} {small(found.adjusted)}")
+    if found.effect is not None:
+        paid.append(f"effect {found.effect:.2g}")
+    if lost := findings.lost(arm, metric.metric):
+        paid.append(f"{lost} more gave no pair")
+    grounds = f"({', '.join(paid)})"
+    if found.verdict in ("better", "worse"):
+        return f"{arm} is {found.verdict} than {base} in {metric.metric}: {size} {grounds}."
+    if found.verdict == "differs":
+        return f"{arm} differs from {base} in {metric.metric}: {size} {grounds}."
+    if found.verdict == "same":
+        return f"{arm} and {base} are the same in {metric.metric}, within ±{metric.margin:g}: {size} {grounds}."
+    if found.difference.mean is None:
+        return f"{arm} against {base} in {metric.metric}: nothing to compare {grounds}."
+    return f"{arm} against {base} in {metric.metric} is not decided: {size} {grounds}{_what_it_takes(findings, arm)}"
+
+
+def _what_it_takes(findings: Findings, arm: str) -> str:
+    """The rest of the sentence about an arm that is open."""
+    stands = findings.decided().get(arm)
+    if stands is not None and stands.state == "hopeless":
+        return f"; given up: {stands.reason}."
+    more = findings.more(findings.deciding).get(arm) if findings.deciding else None
+    if more is None:
+        return "."
+    hours = findings.answer_hours(arm)
+    cost = f", {findings.plan.budget.spell(hours, findings.plan.unit)}," if hours is not None else ""
+    return (f"; about {more} more seed{'s' if more > 1 else ''}{cost} would decide it, "
+            "were it what it looks like.")
+
+
+def small(p: float) -> str:
+    """A p-value to two digits."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+
+
+def caption(findings: Findings) -> str:
+    """What the table's numbers are."""
+    said = "mean ± half of the 95 % interval over seeds (Student's t); Δ: paired difference to the base, seed by seed"
+    if findings.plan.rule is not None:
+        return said + ("; Δ's interval and the verdicts hold however often one looks (anytime-valid, 95 % for all arms "
+                       "together)")
+    return said + (f"; verdict: paired t test in {findings.deciding.metric}, Holm's correction over the arms, 5 %"
+                   if findings.deciding and findings.others else "")
 
 
 def spell(value: Interval, sign: bool = False) -> str:
@@ -152,17 +175,73 @@ def spell(value: Interval, sign: bool = False) -> str:
     return f"{value.mean:{plus}.{digits}f} ± {value.half:.{digits}f}"
 
 
+# ---------------------------------------------------------------- tables
+
+
+def header(findings: Findings) -> list[str]:
+    """The table's columns: an arrow says which way is better."""
+    metrics = [metric.metric + ARROWS[type(metric).__name__] for metric in findings.shown]
+    return ["arm", "differs from base", *metrics, "verdict", "n", f"{findings.plan.unit} h", "note"]
+
+
+def rows(findings: Findings) -> list[list[str]]:
+    """One row an arm: mean ± half of the 95 % interval, and beneath it the paired difference to the base."""
+    plan, table = findings.plan, []
+    for arm in plan.arms:
+        cells, judged = [], ""
+        for metric in findings.shown:
+            text = spell(findings.mean(arm, metric.metric))
+            if arm != plan.base and (found := findings.compared(metric)[arm]).difference.mean is not None:
+                text += f"\nΔ {spell(found.difference, sign=True)}"
+                judged = found.verdict if metric == findings.deciding else judged
+            cells.append(text)
+        name = f"{arm} (base)" if arm == plan.base else arm
+        table.append([name, plan.differs(arm), *cells, judged, str(findings.done(arm)), f"{findings.hours(arm):.2g}",
+                      findings.note(arm)])
+    return table
+
+
 def rich_table(findings: Findings) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal, which is narrow: arms are columns where there are more metrics than arms."""
+    columns, lines = header(findings), rows(findings)
+    wide = len(findings.shown) > max(len(lines), 3)
     table = Table(title=findings.plan.study.question, title_justify="left", show_lines=True)
-    for number, name in enumerate(header(findings)):
-        table.add_column(name, justify="left" if number < 2 or name == "note" else "right", overflow="fold")
-    for row in rows(findings):
+    if wide:
+        keep = [number for number, name in enumerate(columns) if number and any(row[number] for row in lines)]
+        columns, lines = ["", *(row[0] for row in lines)], [
+            [columns[number], *(row[number] for row in lines)] for number in keep]
+    for number, name in enumerate(columns):
+        words = number == 0 or not wide and name in ("differs from base", "verdict", "note")
+        table.add_column(name, justify="left" if words else "right", overflow="fold",
+                         min_width=7 if name == "verdict" else None)
+    for row in lines:
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     return table
 
 
-CAPTION = "mean ± half of the 95 % interval over seeds (Student's t); Δ: paired difference to the base, seed by seed"
+def effects_table(findings: Findings) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of main effects and interactions in the deciding metric; no rows without factors."""
+    metric = findings.deciding
+    if metric is None or not findings.factors:
+        return [], []
+    lines = [["main effect" if len(effect.factors) == 1 else "interaction", effect.name,
+              spell(effect.comparison.difference, sign=True),
+              "–" if effect.comparison.adjusted is None else small(effect.comparison.adjusted).removeprefix("= "),
+              effect.comparison.verdict] for effect in findings.effects(metric)]
+    return ["effect", "level", f"in {metric.metric}", "Holm p", "verdict"], lines
+
+
+def rich_effects(findings: Findings) -> Table | None:
+    """Main effects and interactions for a terminal; None without factors."""
+    columns, lines = effects_table(findings)
+    if not lines:
+        return None
+    table = Table(title="effects of the factors", title_justify="left")
+    for name in columns:
+        table.add_column(name)
+    for row in lines:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    return table
 
 
 def markdown(findings: Findings) -> str:
@@ -171,26 +250,23 @@ def markdown(findings: Findings) -> str:
     lines = [f"# {plan.study.name}", "", plan.study.question, ""]
     lines += [f"Expected: {plan.study.expectation}", ""] if plan.study.expectation else []
     lines += [f"Scale {plan.scale}, data {plan.data}.", ""]
-    columns = header(findings)
-    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) + " |"
-              for row in rows(findings)]
-    lines += ["", CAPTION, ""]
+    lines += [*_markdown_table(header(findings), rows(findings)), "", caption(findings), ""]
+    lines += [f"- {sentence}" for sentence in sentences(findings)]
+    columns, effects = effects_table(findings)
+    lines += ["", *_markdown_table(columns, effects)] if effects else []
     best, texts, real = samples(findings)
     if best:
-        lines += [f"## {best} writes", "", *(f"> {text}\n" for text in texts), "## Real texts", "",
+        lines += ["", f"## {best} writes", "", *(f"> {text}\n" for text in texts), "## Real texts", "",
                   *(f"> {text}\n" for text in real)]
     return "\n".join(lines)
+
+
+def _markdown_table(columns: list[str], table: list[list[str]]) -> list[str]:
+    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) for row in (columns, *table)]
+    return [f"| {lines[0]} |", "|" + "---|" * len(columns), *(f"| {line} |" for line in lines[1:])]
 
 
 def samples(findings: Findings, count: int = 4) -> tuple[str | None, list[str], list[str]]:
     """The best arm, a few of its texts, and a few real ones."""
     best = findings.best()
-    record = next((findings.records[cell.key] for cell in findings.cells(best) if findings.status(cell) == "done"),
-                  None) if best else None
-    return (best, record["samples"][:count], record["real"][:count]) if record else (None, [], [])
-
-
-def as_json(result: dict[str, Any]) -> str:
-    """Strict JSON: a NaN that slipped through is an error here, not in the program that reads it."""
-    return json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return (best, findings.texts(best)[:count], findings.real()[:count]) if best else (None, [], [])

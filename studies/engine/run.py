@@ -3,13 +3,15 @@
     make_shared     each stage once, as soon as what it needs is there; a failed one fails the cells that stand on it
     run_cells       one Tuner over the missing keys; never a restore: the ledger is the memory
 
-Nothing here decides what a cell is or what became of it; workers write that themselves (inline.py).
+Nothing here decides what a cell is or what became of it; workers write that themselves (inline.py).  Who may be at work
+is said in admission.py.  An interrupt is a notice: what runs saves itself at its next step, for SAVING seconds at most.
 """
 
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,65 +19,108 @@ from ray import tune
 from ray.exceptions import RayError
 
 from studies.engine import group, inline
+from studies.engine.admission import DEATHS, Capacity, Queue
 from studies.engine.cluster import Cluster
+from studies.engine.halt import Halt, disk_full
 from studies.engine.inline import Place
 from studies.engine.ledger import Record
 from studies.engine.live import View
 from studies.engine.plan import Cell, Plan, Shared
+from studies.engine.watchdog import Watchdog
 
-DEATHS = 2                              # how often a cell whose process died is started again
+__all__ = ["DEATHS", "fit", "make_shared", "run", "run_cells", "trainable"]
+
 HEAD = "node:__internal_head__"         # a resource that every cluster's head has
+SAVING = 20.0                           # seconds: Kubernetes kills 30 after it told, Slurm 30, most clouds 30 to 120
 
 
 def run(plan: Plan, place: Place, cluster: Cluster, view: View) -> None:
-    """Do what the plan says is missing.  Failures become records; only an interrupt comes out of here."""
+    """Do what the plan says is missing.  Failures become records; an interrupt and a Halt come out of here."""
     view.concurrent = cluster.trials(place.resources)
-    broken = make_shared(plan.shared, place, view, cluster)
-    ready = []
-    for cell in plan.missing:
-        under = [shared.key for shared in plan.shared if cell in shared.cells]
-        lost = next((broken[key] for key in under if key in broken), None)
-        if lost is None:
-            ready.append(cell)
-        else:
-            reason = f"{lost['kind']} {lost['status']}: {lost['reason']}"
-            view.ends(cell, inline.give_up(cell, place, reason, lost["status"]))
-    if ready:
-        run_cells(ready, place, view, view.concurrent)
+    try:
+        broken = make_shared(plan.shared, place, view, cluster)
+        ready = []
+        for cell in plan.missing:
+            under = [shared.key for shared in plan.shared if cell in shared.cells]
+            lost = next((broken[key] for key in under if key in broken), None)
+            if lost is None:
+                ready.append(cell)
+            else:
+                reason = f"{lost['kind']} {lost['status']}: {lost['reason']}"
+                view.ends(cell, inline.give_up(cell, place, reason, lost["status"]))
+        if ready:
+            run_cells(ready, place, view, cluster)
+    finally:
+        group.release()
 
 
 def make_shared(stages: Iterable[Shared], place: Place, view: View, cluster: Cluster) -> dict[str, Record]:
     """Make the shared stages; the records of those that could not be made, by key."""
+    place.notice.clear()
     waiting = {shared.key: shared for shared in stages}
     running: dict[Any, Shared] = {}
     broken: dict[str, Record] = {}
-    free = cluster.slots(place.resources)
-    while waiting or running:
-        for shared in list(waiting.values()):
-            lost = next((broken[needed] for needed in shared.needs if needed in broken), None)
-            undone = waiting.keys() | {other.key for other in running.values()}
-            if lost is not None:
-                del waiting[shared.key]
-                broken[shared.key] = lost
-            elif free >= width(shared, place) and undone.isdisjoint(shared.needs):
-                del waiting[shared.key]
-                free -= width(shared, place)
-                view.begins(shared)
-                running[submit(shared, place)] = shared
-        done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
-        for ref in done:
-            shared = running.pop(ref)
-            free += width(shared, place)
-            try:
-                record = ray.get(ref)
-            except RayError as error:     # the process died, again and again
-                record = {"key": shared.key, "kind": type(shared.stage).__name__, "status": "failed",
-                          "reason": f"its process died: {inline.one_line(error)}", "seconds": 0.0}
-            view.ends(shared, record)
-            if record["status"] != "done":
-                broken[shared.key] = record
-        view.tick()
+    watchdog, capacity = Watchdog(place, view), Capacity(cluster, place.resources)
+    try:
+        while waiting or running:
+            for shared in list(waiting.values()):
+                lost = next((broken[needed] for needed in shared.needs if needed in broken), None)
+                undone = waiting.keys() | {other.key for other in running.values()}
+                if lost is not None:
+                    del waiting[shared.key]
+                    broken[shared.key] = lost
+                elif undone.isdisjoint(shared.needs) and (
+                        not running or sum(width(each, place) for each in [*running.values(), shared])
+                        <= capacity.look().slots(place.resources)):
+                    del waiting[shared.key]
+                    view.begins(shared)
+                    running[submit(shared, place, cluster)] = shared
+            done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
+            for ref in done:
+                shared = running.pop(ref)
+                try:
+                    record = ray.get(ref)
+                except (RayError, OSError) as error:
+                    if disk_full(error):
+                        raise Halt(full(place, inline.one_line(error))) from None
+                    record = {"key": shared.key, "kind": type(shared.stage).__name__, "status": "failed",
+                              "reason": f"its process died: {inline.one_line(error)}", "seconds": 0.0}
+                if record["status"] == "stopped":         # it made room: another process goes on with it
+                    view.drops(shared)
+                    waiting[shared.key] = shared
+                    continue
+                view.ends(shared, record)
+                if record["status"] != "done":
+                    broken[shared.key] = record
+            view.tick()
+            watchdog.tick()
+    except KeyboardInterrupt:
+        with saved(place):
+            ray.wait(list(running), num_returns=len(running), timeout=SAVING) if running else None
+        raise
     return broken
+
+
+class saved:
+    """While in here, everything that this driver runs is asked to save itself and end."""
+
+    def __init__(self, place: Place):
+        self.notice = place.notice
+
+    def __enter__(self) -> None:
+        self.notice.set("the driver was told to end")
+
+    def __exit__(self, *exception: object) -> None:
+        self.notice.clear()
+
+
+def full(place: Place, words: str) -> str:
+    """What to say when a disk is full."""
+    free = {folder: shutil.disk_usage(folder).free / 2**20
+            for folder in (place.folder, Path(place.open_store().folder)) if folder.exists()}
+    return (f"a disk is full ({words}); free: "
+            + ", ".join(f"{mib:.0f} MiB in {folder}" for folder, mib in free.items())
+            + ".  Make room, and the same command continues: what is done is kept")
 
 
 def width(shared: Shared, place: Place) -> int:
@@ -83,20 +128,20 @@ def width(shared: Shared, place: Place) -> int:
     return place.resources.workers if getattr(shared.stage, "together", False) else 1
 
 
-def submit(shared: Shared, place: Place) -> Any:
-    """Start the Ray task that makes a stage."""
+def submit(shared: Shared, place: Place, cluster: Cluster) -> Any:
+    """Start what makes a stage."""
     if width(shared, place) > 1:
-        return ray.remote(group.make_stage).options(num_cpus=0, resources={HEAD: 0.0001}).remote(shared, place)
+        return group.crew(place, Capacity(cluster, place.resources)).stage(shared)
     return ray.remote(inline.make_stage).options(
         num_cpus=place.resources.cpus, num_gpus=place.resources.gpus, max_retries=DEATHS).remote(shared, place)
 
 
 class Watch(tune.Callback):
-    """Tells the view what Tune does; runs in Tune's thread."""
+    """Tells the view, and the queue, what Tune does; runs in Tune's thread."""
 
-    def __init__(self, cells: dict[str, Cell], place: Place, view: View):
-        self.cells, self.place, self.view = cells, place, view
-        self.ended: set[str] = set()
+    def __init__(self, cells: dict[str, Cell], place: Place, view: View, queue: Queue):
+        self.cells, self.place, self.view, self.queue = cells, place, view, queue
+        self.halted = ""
 
     def __getstate__(self) -> dict:
         return {}                       # Tune pickles its callbacks for a restore that never comes
@@ -105,55 +150,99 @@ class Watch(tune.Callback):
         self.view.begins(self.cells[trial.config["cell"]])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        cell = self.cells[trial.config["cell"]]
-        self.ended.add(cell.key)
+        cell, result = self.cells[trial.config["cell"]], trial.last_result or {}
         record = self.place.ledger.cell(cell.key)
-        if record is not None:
+        if result.get("status") == inline.FULL:
+            self.view.drops(cell)
+            self.queue.closing = True
+            self.halted = result.get("reason", "")
+        elif result.get("status") == "stopped" or record is None:
+            self.view.drops(cell)
+            self.queue.again(cell)
+        else:
             self.view.ends(cell, record)
+            self.queue.ended(cell)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         cell = self.cells[trial.config["cell"]]
-        words = " ".join((trial.error_file and open(trial.error_file).read() or "").split())[-200:]
-        reason = f"its process died {DEATHS + 1} times: {words}"
-        self.view.ends(cell, inline.give_up(cell, self.place, reason))
-        self.ended.add(cell.key)
+        words = " ".join((trial.error_file and open(trial.error_file).read() or "").split())
+        if disk_full(OSError(words)):
+            self.view.drops(cell)
+            self.queue.closing, self.halted = True, words[-200:]
+        elif self.queue.deaths.forgiven(cell.key, words):
+            self.view.drops(cell)
+            self.queue.again(cell)
+        else:
+            reason = f"its process died {self.queue.deaths.times(cell.key)} times: {words[-200:]}"
+            self.view.ends(cell, inline.give_up(cell, self.place, reason))
+            self.queue.ended(cell)
 
 
-def run_cells(cells: list[Cell], place: Place, view: View, concurrent: int) -> None:
-    """Every cell once, `concurrent` at a time.  Tune runs in a thread, so that Ctrl-C and the view are ours."""
+def run_cells(cells: list[Cell], place: Place, view: View, cluster: Cluster) -> None:
+    """Every cell once, as many at a time as fit.  Tune runs in a thread, so that Ctrl-C and the view are ours."""
     by_key = {cell.key: cell for cell in cells}
-    watch = Watch(by_key, place, view)
+    queue = Queue(cells, Capacity(cluster, place.resources))
+    watch, watchdog = Watch(by_key, place, view, queue), Watchdog(place, view)
     folder = place.folder / "tune"
-    if place.resources.workers == 1:
-        trainable = tune.with_parameters(inline.InlineCell, cells=by_key, place=place)
-        holds = tune.PlacementGroupFactory([{"CPU": place.resources.cpus, "GPU": place.resources.gpus}])
-    else:
-        # Its workers hold the CPUs and GPUs, in a placement group that Ray Train makes at once or not at all.  The
-        # trial itself holds neither, so trials that wait can never hold half of what another needs.
-        trainable = tune.with_parameters(group.GroupCell, cells=by_key, place=place)
-        holds = tune.PlacementGroupFactory([{HEAD: 0.0001}])
     tuner = tune.Tuner(
-        tune.with_resources(trainable, holds),
-        param_space={"cell": tune.grid_search(list(by_key))},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=concurrent),
+        trainable(by_key, place, cluster), param_space={},
+        tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(name=f"{time.time_ns()}", storage_path=str(folder), verbose=0, callbacks=[watch],
-                                  failure_config=tune.FailureConfig(max_failures=DEATHS)))
+                                  failure_config=tune.FailureConfig(max_failures=0)))
+
+    def tick() -> None:
+        view.tick()
+        watchdog.tick()
+
+    problem = fit(tuner, lambda: not queue.open or bool(watch.halted), tick, place, view)
+    shutil.rmtree(folder, ignore_errors=True)
+    if watch.halted or disk_full(problem):
+        raise Halt(full(place, watch.halted or inline.one_line(problem)))       # type: ignore[arg-type]
+    for cell in cells:
+        if cell.key in queue.open:
+            reason = f"Ray Tune stopped: {inline.one_line(problem) if problem else 'it does not say why'}"
+            view.ends(cell, inline.give_up(cell, place, reason))
+
+
+def trainable(cells: dict[str, Cell], place: Place, cluster: Cluster | None = None) -> Any:
+    """What Tune runs a cell in, with what that holds."""
+    if place.resources.workers == 1:
+        holds = tune.PlacementGroupFactory([{"CPU": place.resources.cpus, "GPU": place.resources.gpus}])
+        return tune.with_resources(tune.with_parameters(inline.InlineCell, cells=cells, place=place), holds)
+    # Its workers hold the CPUs and GPUs, in a placement group that Ray Train makes at once or not at all.  The trial
+    # itself holds neither, so trials that wait can never hold half of what another needs.
+    crew = group.crew(place, None if cluster is None else Capacity(cluster, place.resources))
+    holds = tune.PlacementGroupFactory([{HEAD: 0.0001}])
+    return tune.with_resources(
+        tune.with_parameters(group.GroupCell, cells=cells, place=place, desk=crew.desk), holds)
+
+
+def fit(tuner: tune.Tuner, over: Callable[[], bool], tick: Callable[[], None], place: Place | None = None,
+        view: View | None = None) -> BaseException | None:
+    """Let Tune run in a thread until it ends or `over` says so; what it died of, if of anything.
+
+    An interrupt asks what runs (as far as `view` knows) to save itself, and comes out when that has ended.
+    """
     problems: list[BaseException] = []
 
-    def fit() -> None:
+    def run_it() -> None:
         try:
             tuner.fit()
         except BaseException as error:
             problems.append(error)
 
-    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    thread = threading.Thread(target=run_it, name="tune", daemon=True)
     thread.start()
-    while thread.is_alive() and len(watch.ended) < len(cells):
-        time.sleep(0.3)
-        view.tick()
+    try:
+        while thread.is_alive() and not over():
+            time.sleep(0.3)
+            tick()
+    except KeyboardInterrupt:
+        if place is not None and view is not None:
+            with saved(place):
+                until = time.monotonic() + SAVING
+                while thread.is_alive() and view.running and time.monotonic() < until:
+                    time.sleep(0.1)
+        raise
     thread.join(1.0)
-    shutil.rmtree(folder, ignore_errors=True)
-    for cell in cells:
-        if cell.key not in watch.ended:
-            reason = f"Ray Tune stopped: {inline.one_line(problems[0]) if problems else 'it does not say why'}"
-            view.ends(cell, inline.give_up(cell, place, reason))
+    return problems[0] if problems else None

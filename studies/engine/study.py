@@ -14,15 +14,28 @@
 
 The first arm is the base that the others are compared with; the first metric with a direction picks the best arm.
 Every arm is built at every scale when the study is constructed, so a typo is an error before Ray is even imported.
+
+A full factorial study says its factors instead of its arms; the first level of each makes the base:
+
+        factors={
+            "system.process.schedule": {"tangent": Tangent(d=9.0), "cosine": Cosine()},
+            "optimizer": {"AdamW": Arm(), "Lion": Arm({"training.optimizer": Lion(), "training.warmup": 500})},
+        },                                             # arms "tangent + AdamW", "tangent + Lion", "cosine + AdamW", ...
 """
 
+import functools
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from trainables.config import ConfigError, assign, near, override
 from trainables.stages import Context, Stage, Store
+
+if TYPE_CHECKING:
+    from studies.engine.tuning import Tune
 
 
 class BadInput(Exception):
@@ -63,26 +76,43 @@ class Checks(Protocol):
 
 @dataclass(frozen=True)
 class Minimise:
-    """A metric of which less is better."""
+    """A metric of which less is better.  A difference within `margin`, where one is stated, does not matter."""
 
     metric: str
+    margin: float | None = None
+
+    def __post_init__(self):
+        _check_margin(self.metric, self.margin)
 
 
 @dataclass(frozen=True)
 class Maximise:
-    """A metric of which more is better."""
+    """A metric of which more is better.  A difference within `margin`, where one is stated, does not matter."""
 
     metric: str
+    margin: float | None = None
+
+    def __post_init__(self):
+        _check_margin(self.metric, self.margin)
 
 
 @dataclass(frozen=True)
 class Watch:
-    """A metric that is reported and has no better."""
+    """A metric that is reported and has no better.  A difference within `margin` does not matter."""
 
     metric: str
+    margin: float | None = None
+
+    def __post_init__(self):
+        _check_margin(self.metric, self.margin)
 
 
 Metric = Minimise | Maximise | Watch
+
+
+def _check_margin(metric: str, margin: float | None) -> None:
+    if margin is not None and not 0 < margin < math.inf:
+        raise ValueError(f"{metric}: a margin is a positive number, in the metric's unit, not {margin}")
 
 
 @dataclass(frozen=True)
@@ -96,8 +126,11 @@ class Resources:
     cpus: int = 1
     gpus: float = 0.0
     workers: int = 1
+    least: int = 0                      # workers that a trial makes do with while the cluster has no more; 0: all
 
     def __post_init__(self):
+        if not 0 <= self.least <= self.workers:
+            raise ValueError(f"least must be between 0 and workers = {self.workers}, not {self.least}")
         if self.cpus < 1 or self.workers < 1 or self.gpus < 0:
             raise ValueError(f"a trial needs a worker with a CPU or more, and no negative GPUs: {self}")
         if self.gpus > 1 and self.gpus != int(self.gpus):
@@ -122,6 +155,24 @@ class Arm:
         parts = (part(base) if callable(part) else part for part in (self.common, self.by_scale.get(scale, {})))
         return {path: value for part in parts for path, value in part.items()}
 
+    @staticmethod
+    def together(arms: "Mapping[str, Arm]") -> "Arm":
+        """One level of each factor (factor -> arm) at once.   ConfigError: two factors change the same path"""
+        def merged(scale: str, base: Any) -> dict[str, Any]:
+            changes: dict[str, Any] = {}
+            for factor, arm in arms.items():
+                own = arm.changes(scale, base)
+                for path in own:
+                    clash = next((other for other in changes if f"{path}.".startswith(f"{other}.")
+                                  or f"{other}.".startswith(f"{path}.")), None)
+                    if clash is not None:
+                        raise ConfigError(path, f"factor {factor!r} changes it, and another factor changes {clash}")
+                changes |= own
+            return changes
+
+        scales = dict.fromkeys(scale for arm in arms.values() for scale in arm.by_scale)
+        return Arm(functools.partial(merged, ""), **{scale: functools.partial(merged, scale) for scale in scales})
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -141,12 +192,19 @@ class Study:
     name: str
     question: str
     scales: Mapping[str, Scale]
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, Arm] = field(default_factory=dict)      # given, or made from the factors
     report: tuple[Metric, ...]
     expectation: str = ""
     seeds: int = 3
+    factors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)     # path -> level -> value (name: -> Arm)
+    tune: "Tune | None" = None                                  # searched inside each arm before arms are compared
+    points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)      # arm -> what its search has found
 
     def __post_init__(self):
+        if self.factors:
+            if self.arms:
+                raise ValueError(f"{self.name}: a study has arms or factors, which make its arms; not both")
+            object.__setattr__(self, "arms", {name: Arm.together(levels) for name, levels in self._products()})
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
             raise ValueError(f"a study's name is a folder's name, in small letters, digits, - and _: not {self.name!r}")
         if not self.scales or not self.arms or not self.report or self.seeds < 1:
@@ -155,12 +213,44 @@ class Study:
             for scale in arm.by_scale:
                 if scale not in self.scales:
                     raise ConfigError(f"arm {name!r}", f"no scale {scale!r}{near(scale, self.scales)}")
-        for scale in self.scales:
+        for scale in self.scales if not self.points else ():    # a point is one scale's, and may make arms alike
             built: dict[Any, str] = {}
             for name in self.arms:
                 twin = built.setdefault(self.trial(scale, name), name)
                 if twin != name:
                     raise ConfigError(f"arm {name!r}", f"is the same trial as arm {twin!r} at scale {scale!r}")
+                if self.tune is not None:
+                    self.searched(scale, name, self.trial(scale, name))
+
+    def _products(self) -> Iterable[tuple[str, dict[str, Arm]]]:
+        for factor, levels in self.factors.items():
+            if len(levels) < 2:
+                raise ValueError(f"{self.name}: factor {factor!r} needs two levels or more, not {len(levels)}")
+            for name in levels:
+                if "+" in name or "," in name:
+                    raise ValueError(f"{self.name}: level {name!r} of {factor!r}: + and , stand between names")
+        for combination in itertools.product(*(levels.items() for levels in self.factors.values())):
+            yield " + ".join(name for name, _ in combination), {
+                factor: value if isinstance(value, Arm) else Arm({factor: value})
+                for factor, (_, value) in zip(self.factors, combination, strict=True)}
+
+    def levels(self, arm: str) -> tuple[str, ...]:
+        """The arm's level of each factor."""
+        return tuple(arm.split(" + "))
+
+    def searched(self, scale: str, arm: str, trial: Any, assignments: Iterable[str] = ()) -> Any:
+        """What is searched around an arm's trial, checked at every corner.   ConfigError, with the arm and the path"""
+        assert self.tune is not None
+        own = self.arms[arm].changes(scale, self.scales[scale].recipe())
+        try:
+            return self.tune.around(trial, (*own, *(text.partition("=")[0].strip() for text in assignments)))
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm!r}: {error.path}", error.problem) from None
+
+    def found(self, points: Mapping[str, Mapping[str, Any]], arms: "Mapping[str, Arm] | None" = None) -> "Study":
+        """The same study with what its searches have found, and nothing left to search.  `arms`: in place of its own"""
+        kept = {} if self.factors else self.arms
+        return replace(self, tune=None, points=points, arms=arms or kept, factors={} if arms else self.factors)
 
     @property
     def base(self) -> str:
@@ -172,7 +262,7 @@ class Study:
         recipe = self.scales[scale].recipe
         try:
             base = recipe() if data is None else recipe(data)
-            changes = self.arms[arm].changes(scale, base)
+            changes = self.arms[arm].changes(scale, base) | dict(self.points.get(arm, {}))
             trial = override(base, changes)
         except ConfigError as error:
             raise ConfigError(f"arm {arm!r}: {error.path}", error.problem) from None

@@ -1,19 +1,29 @@
-"""MLflow: experiment = study, parent run = the study, one child run per cell; fed from the outbox, never from a trial.
+"""MLflow: experiment = study, parent run = the study, one child run per cell and per shared stage; fed from the outbox,
+never from a trial.
 
     worker -> outbox/<key>.jsonl -> Shipper (a thread of the driver) -> log_batch -> any tracking server
+                                      |
+                                      +-- .shipped-<server>.jsonl    a journal: how far, into which run
 
-Exactly once: a run is looked for by its key before it is made, metrics carry the time and step that the file says, and
-a replay of the same record changes nothing.  A server that is down is a backlog, never a failed cell: what was shipped
-is noted per server, and the next command ships the rest.
+Exactly once: the journal knows each key's run, and where it cannot be trusted the server is asked for the run by its
+key before one is made; metrics carry the time and step that the file says, so a replay changes nothing.  A server that
+is down is a backlog, never a failed cell.  Per server, the next command ships the rest.
+
+MLflow cannot take a point back.  Points past the checkpoint that a resumed cell repeats are the same to the last digit
+on CPUs; where they differ, what was not shipped yet is superseded, and what was shipped stays the one point of its step
+(the outbox, and with it the report, has the new one).
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -24,7 +34,7 @@ from studies.engine.provenance import Code
 from studies.engine.study import BadInput
 
 LONGEST_VALUE = 500                     # characters of a parameter; older servers refuse longer ones
-STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "stopped": "KILLED"}
+STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "stopped": "KILLED", "pruned": "KILLED"}
 PARENT = "study"                        # the key of the parent run
 TAGS = {"mlflow.experimentKind": "custom_model_development"}      # else the UI opens on chat traces
 
@@ -72,80 +82,99 @@ class Tracking:
             found = self.client.get_experiment_by_name(study)
             place = None if os.environ.get("MLFLOW_TRACKING_URI") else (out / "artifacts").absolute().as_uri()
             self.experiment = found.experiment_id if found else self.client.create_experiment(study, place, TAGS)
-            self.runs = dict(self._find_runs())
-            parent = self.runs.get(PARENT) or self._create(PARENT, study, {"kind": "study"})
-            self.runs[PARENT] = parent
+            self.runs: dict[str, str] = {}                   # key -> run id, as far as it is known
+            if self.find(PARENT) is None:
+                self._create(PARENT, study, {"kind": "study"})
         except Exception as error:      # the client raises its own, requests', urllib3's and SQLAlchemy's
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise BadInput(f"the tracking server {shown(self.uri)} does not work: "
                            f"{reason.replace(self.uri, shown(self.uri))[:300]}\n"
                            "MLFLOW_TRACKING_URI names it; unset, the study records into a file in --out") from None
 
-    def _find_runs(self) -> Iterator[tuple[str, str]]:
+    def _find_runs(self, query: str = "", most: int | None = None) -> Iterator[Any]:
         token = None
         while True:
-            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
-            for run in page:
-                if "trial_key" in run.data.tags:
-                    yield run.data.tags["trial_key"], run.info.run_id
+            page = self.client.search_runs([self.experiment], query, max_results=most or 1000, page_token=token)
+            yield from (run for run in page if "trial_key" in run.data.tags)
             token = page.token
-            if not token:
+            if not token or most:
                 return
 
-    def _create(self, key: str, name: str, tags: dict[str, str]) -> str:
-        return self.client.create_run(self.experiment, run_name=name, tags=tags | {"trial_key": key}).info.run_id
+    def token(self) -> str:
+        """What `sign` wrote last."""
+        return self.client.get_run(self.runs[PARENT]).data.tags.get("journal", "")
 
-    def run_id(self, key: str, name: str) -> str:
-        """The cell's run: found, or made under the parent."""
-        if key not in self.runs:
-            self.runs[key] = self._create(key, name, {"kind": "cell", "mlflow.parentRunId": self.runs[PARENT]})
+    def sign(self, token: str) -> None:
+        self.client.set_tag(self.runs[PARENT], "journal", token)
+
+    def find_all(self) -> None:
+        """Ask the server for every run."""
+        self.runs |= {run.data.tags["trial_key"]: run.info.run_id for run in self._find_runs()}
+
+    def find(self, key: str) -> str | None:
+        """Ask the server for one key's run."""
+        for run in self._find_runs(f"tags.trial_key = '{key}'", most=1):
+            self.runs[key] = run.info.run_id
+        return self.runs.get(key)
+
+    def _create(self, key: str, name: str, tags: Mapping[str, str], began: int | None = None) -> str:
+        self.runs[key] = self.client.create_run(
+            self.experiment, start_time=began, run_name=name, tags={**tags, "trial_key": key}).info.run_id
         return self.runs[key]
 
     def ship(self, key: str, lines: list[Record]) -> None:
-        """Send one outbox's lines.  Sending them again changes nothing."""
-        from mlflow.entities import Metric
+        """Send one outbox's lines to its run, which is made where it is not known.  Again changes nothing."""
+        from mlflow.entities import Metric, Param, RunTag
 
-        stage = key.removeprefix("stage-") if key.startswith("stage-") else None
-        name = next((line["name"] for line in lines if line["kind"] == "start" and "name" in line), key)
-        run = self.runs[PARENT] if stage else self.run_id(key, name)
-        prefix = f"{stage}/" if stage else ""
-        points = [Metric(_word(prefix + metric), value, line["t"], line["step"])
-                  for line in lines if line["kind"] == "metrics" for metric, value in line["metrics"].items()]
-        points += [Metric(_word(metric), value, line["t"], 0)
-                   for line in lines if line["kind"] == "end" for metric, value in line.get("metrics", {}).items()]
+        start = [line for line in lines if line["kind"] == "start"][-1:]
+        end = next((line for line in lines[::-1] if line["kind"] in ("start", "end")), {"kind": "start"})
+        kind = "stage" if key.startswith("stage-") else "cell"
+        tags, params = {}, {}
+        for line in start:
+            tags |= {name: str(value)[:5000] for name, value in line.get("tags", {}).items()}
+            params |= {_word(path): str(value)[:LONGEST_VALUE] for path, value in line.get("params", {}).items()}
+        if key not in self.runs:
+            own = {"kind": kind, "mlflow.parentRunId": self.runs[PARENT]}
+            began, name = (start[0]["t"], start[0].get("name", key)) if start else (None, key)
+            self._create(key, name, dict(list(tags.items())[:90]) | own, began)
+            tags = dict(list(tags.items())[90:])
+        elif start and end["kind"] == "start":
+            self.client.update_run(self.runs[key], status="RUNNING")
+        run = self.runs[key]
+        if end["kind"] == "end":
+            tags |= {"outcome": end["status"], "reason": end.get("reason", "")[:5000]}
+
+        points: dict[tuple[str, int], Metric] = {}
         for line in lines:
-            if line["kind"] == "start" and not stage:
-                self._start(run, line)
-            elif line["kind"] == "text":
+            if line["kind"] in ("metrics", "again"):
+                for name, value in line["metrics"].items():
+                    at = (_word(name), line["step"])
+                    if line["kind"] == "metrics" or at in points:       # what is not there any more was shipped before
+                        points[at] = Metric(at[0], value, line["t"], line["step"])
+            elif line["kind"] == "end":
+                for name, value in line.get("metrics", {}).items():
+                    points[_word(name), 0] = Metric(_word(name), value, line["t"], 0)
+        rest = [Param(*each) for each in params.items()], [RunTag(*each) for each in tags.items()], [*points.values()]
+        while any(rest):
+            self.client.log_batch(run, params=rest[0][:100], tags=rest[1][:100], metrics=rest[2][:800])
+            rest = rest[0][100:], rest[1][100:], rest[2][800:]
+
+        for line in [*start, *(line for line in lines if line["kind"] == "end")]:
+            self._artifacts(run, line)
+        for line in lines:
+            if line["kind"] == "text":
                 self.client.log_text(run, line["text"], line["name"])
-        for first in range(0, len(points), 1000):
-            self.client.log_batch(run, metrics=points[first:first + 1000])
-        for line in lines:
-            if line["kind"] == "end" and not stage:
-                self._end(run, line)
+        if start and (data := start[0].get("data")):
+            self._data(run, data)
+        if end["kind"] == "end":
+            self.client.set_terminated(run, STATUS[end["status"]], end_time=end["t"])
 
-    def _start(self, run: str, line: Record) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+    def _data(self, run: str, data: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        params = [Param(_word(path), str(value)[:LONGEST_VALUE]) for path, value in line.get("params", {}).items()]
-        for first in range(0, len(params), 100):
-            self.client.log_batch(run, params=params[first:first + 100])
-        tags = [RunTag(name, str(value)[:5000]) for name, value in line.get("tags", {}).items()]
-        for first in range(0, len(tags), 100):
-            self.client.log_batch(run, tags=tags[first:first + 100])
-        if data := line.get("data"):
-            dataset = Dataset(name=data["name"], digest=data["digest"], source_type="palimpsest",
-                              source=json.dumps(data["config"]))
-            self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-        self._artifacts(run, line)
-        self.client.update_run(run, status="RUNNING")
-
-    def _end(self, run: str, line: Record) -> None:
-        if line.get("reason"):
-            self.client.set_tag(run, "reason", line["reason"][:5000])
-        self.client.set_tag(run, "outcome", line["status"])
-        self._artifacts(run, line)
-        self.client.set_terminated(run, STATUS[line["status"]], end_time=line["t"])
+        dataset = Dataset(name=data["name"], digest=data["digest"], source_type="palimpsest",
+                          source=json.dumps(data["config"]))
+        self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
     def _artifacts(self, run: str, line: Record) -> None:
         for name, text in line.get("texts", {}).items():
@@ -155,41 +184,107 @@ class Tracking:
             if Path(path).exists():
                 self.client.log_artifact(run, path, artifact_path="samples")
 
-    def settle(self, alive: set[str]) -> None:
-        """End the runs that a dead driver left RUNNING, but for the keys that are about to continue."""
-        running = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=1000)
-        for run in running:
-            if run.data.tags.get("trial_key") not in alive:
-                self.client.set_terminated(run.info.run_id, "KILLED")
+    def settle(self, alive: Set[str] = frozenset()) -> None:
+        """End the runs that a dead driver left RUNNING, but for the keys that are about to continue.
+
+        A server that is away is asked again by the next command.
+        """
+        with contextlib.suppress(Exception):
+            for run in self._find_runs("attributes.status = 'RUNNING'"):
+                if run.data.tags["trial_key"] not in alive:
+                    self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def supersede(self, keys: Mapping[str, str]) -> None:
+        """Tag the runs of cells that another cell has replaced (old key -> new key)."""
+        with contextlib.suppress(Exception):             # a server that is away does without
+            for old, new in keys.items():
+                if old in self.runs:
+                    self.client.set_tag(self.runs[old], "superseded_by", new)
+
+
+class Journal:
+    """What was shipped to one server, in lines that are appended; a line torn by a kill is as if it was not there.
+
+    It is trusted while the parent run wears the token that was written here last; a server that has forgotten (deleted,
+    restored from last week) does not, and then every run is asked for.
+    """
+
+    def __init__(self, folder: Path, uri: str):
+        self.path = folder / f".shipped-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
+        self.offsets: dict[str, int] = {}
+        self.runs: dict[str, str] = {}
+        self.begun: set[str] = set()             # keys whose run was about to be made
+        self.closed: set[str] = set()            # keys whose story has an end that was shipped
+        self.token = ""
+        lines = read_from(self.path, 0)[0] if self.path.exists() else []
+        for line in lines:
+            self._take(line)
+        if len(lines) > 2 * len(self.runs) + 100:
+            self._compact()
+
+    def _take(self, line: Record) -> None:
+        if "token" in line:
+            self.token = line["token"]
+        elif "begun" in line:
+            self.begun.add(line["begun"])
+        else:
+            key = line["key"]
+            self.offsets[key], self.runs[key] = line["offset"], line["run"]
+            (self.closed.add if line["closed"] else self.closed.discard)(key)
+
+    def add(self, *lines: Record) -> None:
+        for line in lines:
+            self._take(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def shipped(self, key: str, offset: int, run: str, closed: bool) -> None:
+        self.add({"key": key, "offset": offset, "run": run, "closed": closed})
+
+    def _compact(self) -> None:
+        beside = self.path.with_suffix(".tmp")
+        lines = [*({"key": key, "offset": offset, "run": self.runs[key], "closed": key in self.closed}
+                   for key, offset in self.offsets.items()),
+                 *({"begun": key} for key in self.begun - self.runs.keys()), {"token": self.token}]
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(beside, self.path)
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.offsets, self.runs, self.begun, self.closed, self.token = {}, {}, set(), set(), ""
 
 
 class Shipper(threading.Thread):
     """Drains the outboxes now and then; `close` drains what is left."""
+
+    EVERYTHING = 60.0                    # seconds between two looks at stories that have ended
 
     def __init__(self, tracking: Tracking, outboxes: Path, every: float = 2.0):
         super().__init__(name="shipper", daemon=True)
         self.tracking, self.outboxes, self.every = tracking, outboxes, every
         self.over, self.failures, self.problem = threading.Event(), 0, ""
         self.one_at_a_time = threading.Lock()
-        server = hashlib.sha256(tracking.uri.encode()).hexdigest()[:8]
-        self.state = outboxes / f".shipped-{server}.json"
-        self.shipped: dict[str, dict[str, Any]] = {}
-        if self.state.exists():
-            past = json.loads(self.state.read_text(encoding="utf-8"))
-            # A database that was deleted, or restored from last week, has forgotten: then everything is sent again.
-            self.shipped = {key: entry for key, entry in past.items()
-                            if entry["run"] in (tracking.runs.get(key), tracking.runs[PARENT])}
+        outboxes.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(outboxes, tracking.uri)
+        self.trusted, self.looked = False, 0.0
 
     def run(self) -> None:
         while not self.over.wait(min(60.0, self.every * 2 ** min(self.failures, 5))):
-            self.drain()
+            self.drain(everything=time.monotonic() - self.looked > self.EVERYTHING)
 
-    def drain(self) -> bool:
-        """Ship what is new; whether nothing is left."""
+    def drain(self, everything: bool = True) -> bool:
+        """Ship what is new; whether nothing is left.  Stories that have ended are looked at where `everything` is."""
         try:
-            for path in sorted(self.outboxes.glob("*.jsonl")):
-                with self.one_at_a_time:
-                    self._ship(path)
+            with self.one_at_a_time:
+                self._trust()
+            names = sorted(name for name in os.listdir(self.outboxes) if name.endswith(".jsonl") and name[0] != ".")
+            for name in names:
+                if everything or name[:-6] not in self.journal.closed:
+                    with self.one_at_a_time:
+                        self._ship(self.outboxes / name)
+            if everything:
+                self.looked = time.monotonic()
         except Exception as error:      # a server that is away: the outbox waits for it
             self.failures += 1
             self.problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
@@ -197,26 +292,54 @@ class Shipper(threading.Thread):
         self.failures, self.problem = 0, ""
         return True
 
+    def _trust(self) -> None:
+        """Once a session: is the server the one that the journal knows?"""
+        if self.trusted:
+            return
+        tracking, journal = self.tracking, self.journal
+        if journal.token and journal.token == tracking.token():
+            tracking.runs = journal.runs | tracking.runs
+        else:
+            tracking.find_all()
+            lost = [key for key, run in journal.runs.items() if tracking.runs.get(key) != run]
+            if lost:
+                journal.forget()         # what is there already is not changed by sending it again
+        self._sign()
+        self.trusted = True
+
+    def _sign(self) -> None:
+        token = uuid.uuid4().hex
+        self.tracking.sign(token)
+        self.journal.add({"token": token})
+
     def _ship(self, path: Path) -> None:
-        key = path.stem
-        offset = self.shipped.get(key, {}).get("offset", 0)
+        key, journal = path.stem, self.journal
+        offset = journal.offsets.get(key, 0)
         if path.stat().st_size <= offset:
             return
         lines, end = read_from(path, offset)
-        if lines:
-            self.tracking.ship(key, lines)
-        run = self.tracking.runs[PARENT] if key.startswith("stage-") else self.tracking.runs[key]
-        self.shipped[key] = {"offset": end, "run": run}
-        beside = self.state.with_suffix(".tmp")
-        beside.write_text(json.dumps(self.shipped), encoding="utf-8")
-        os.replace(beside, self.state)
+        if not lines:
+            return
+        if key not in self.tracking.runs:
+            if key in journal.begun:     # maybe made, by a driver that died, or by a call whose answer was lost
+                self.tracking.find(key)
+            else:
+                journal.add({"begun": key})
+        self.tracking.ship(key, lines)
+        last = next((line for line in lines[::-1] if line["kind"] in ("start", "end")), None)
+        closed = key in journal.closed if last is None else last["kind"] == "end" and last["status"] != "stopped"
+        journal.shipped(key, end, self.tracking.runs[key], closed)
 
     def close(self) -> bool:
         """Stop the thread and ship the rest; whether all of it went."""
         self.over.set()
         if self.is_alive():
             self.join(60)
-        return self.drain()
+        whole = self.drain()
+        if whole:
+            with contextlib.suppress(Exception):
+                self._sign()             # the server knows all until now
+        return whole
 
 
 def parent_story(ledger: Ledger, plan: Plan, source: Code) -> Outbox:
@@ -227,15 +350,13 @@ def parent_story(ledger: Ledger, plan: Plan, source: Code) -> Outbox:
             "dirty": str(bool(source.diff)), "mlflow.source.git.commit": source.commit,
             "mlflow.source.name": f"studies/{plan.study.name}.py", "mlflow.note.content": "\n".join(plan.lines())}
     story.start(key=PARENT, name=plan.study.name, tags=tags,
-                texts={"plan.md": "\n".join(plan.lines()), "diff.patch": source.diff})
+                texts={"plan.md": "\n".join(plan.lines()), f"code/{source.digest}.patch": source.diff})
     return story
 
 
 def run_ids(outboxes: Path, out: Path) -> dict[str, str]:
     """Key -> MLflow run id, as far as is known without asking the server."""
-    server = hashlib.sha256(tracking_uri(out).encode()).hexdigest()[:8]
-    state = outboxes / f".shipped-{server}.json"
-    return {key: entry["run"] for key, entry in json.loads(state.read_text()).items()} if state.exists() else {}
+    return Journal(outboxes, tracking_uri(out)).runs
 
 
 def _word(name: str) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from trainables.config import config
 from trainables.diffusion.steppers import EulerMaruyama, Grid, LinearGrid, Stepper
 from trainables.diffusion.times import clean_where
+from trainables.diffusion.unmasking import Ancestral
 from trainables.randomness import Rng
 from trainables.system import Batch, Prediction, System, Walk
 
@@ -35,7 +36,7 @@ class Sampling:
     `candidates` texts are drawn for each source, and the one most like the others is kept (evaluation/consensus.py).
     """
 
-    stepper: Stepper = EulerMaruyama()
+    stepper: Stepper | Ancestral = EulerMaruyama()
     grid: Grid = LinearGrid()
     steps: int = 50
     count: int = 1000

@@ -5,6 +5,7 @@
     Times()                                                       uniform in [1e-5, 1], stratified over the global batch
     Times(range=PolynomialRange(power=2.0))                       annealed: mild noise first, all of it at half-way
     Times(law=InLogSnr(low=-6.0, high=4.0, share=0.5))            half of the times where words hang on their context
+    Times(law=Exposure(range=PolynomialRange(power=2.0)))         what that annealing draws in all, in no order
 
 Drawing times where there is something to learn does what a weighted loss does, without the weights and with less
 gradient noise: at each t the minimiser of the loss is the same conditional expectation, whatever the density of t.
@@ -14,124 +15,17 @@ one offset for all workers and k, coprime to N, nearest to N / golden ratio.  So
 self-condition), or every second one (those of one worker), are spread over all times as well.
 """
 
+import functools
 import math
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainables.config import config
+from trainables.diffusion.ranges import FullRange, PolynomialRange, Range, ceiling
 from trainables.diffusion.schedules import Schedule
 from trainables.randomness import Rng
-
-# ---------------------------------------------------------------- the range: how high may t be by now
-
-
-def _check_range(start: float, until: float) -> None:
-    if not 0 < start <= 1:
-        raise ValueError(f"start must be in (0, 1], not {start}")
-    if not 0 < until <= 1:
-        raise ValueError(f"until must be in (0, 1], not {until}")
-
-
-class Annealed(Protocol):
-    """A range that opens from `start` to all of time while progress goes from 0 to `until`."""
-
-    @property
-    def start(self) -> float: ...
-    @property
-    def until(self) -> float: ...
-
-    def opened(self, u: float) -> float:
-        """The share of [start, 1] that is open at u = progress / until; 0 at u = 0, 1 once u > 1."""
-        ...
-
-
-@config
-class FullRange:
-    """All of time from the first step."""
-
-    start: ClassVar[float] = 1.0
-    until: ClassVar[float] = 1.0
-
-    def opened(self, u: float) -> float:
-        return 1.0
-
-
-@config
-class LinearRange:
-    start: float = 0.2
-    until: float = 0.5
-
-    def __post_init__(self):
-        _check_range(self.start, self.until)
-
-    def opened(self, u: float) -> float:
-        return min(u, 1.0)
-
-
-@config
-class PolynomialRange:
-    """u^power: the larger the power (any positive real), the longer it stays with mild noise."""
-
-    start: float = 0.2
-    until: float = 0.5
-    power: float = 2.0
-
-    def __post_init__(self):
-        _check_range(self.start, self.until)
-        if self.power <= 0:
-            raise ValueError(f"power must be positive, not {self.power}")
-
-    def opened(self, u: float) -> float:
-        return min(u, 1.0) ** self.power
-
-
-@config
-class CosineRange:
-    """sin^2(pi u / 2): slow at both ends."""
-
-    start: float = 0.2
-    until: float = 0.5
-
-    def __post_init__(self):
-        _check_range(self.start, self.until)
-
-    def opened(self, u: float) -> float:
-        return 1 - (1 + math.cos(math.pi * min(u, 1.0))) / 2        # in the thesis' form, to truncate as it does
-
-
-@config
-class StepwiseRange:
-    """`stages` equal stairs, each including its upper end; all of time only past `until`.   The thesis' "unsmooth" """
-
-    start: float = 0.2
-    until: float = 0.5
-    stages: int = 4
-
-    def __post_init__(self):
-        _check_range(self.start, self.until)
-        if self.stages < 1:
-            raise ValueError(f"stages must be at least 1, not {self.stages}")
-
-    def opened(self, u: float) -> float:
-        return 1.0 if u > 1 else max(math.ceil(u * self.stages) - 1, 0) / self.stages
-
-
-Range = FullRange | LinearRange | PolynomialRange | CosineRange | StepwiseRange
-
-
-def open_levels(range: Annealed, step: int, steps: int, levels: int = 1000) -> int:
-    """How many of `levels` discrete noise levels are open at `step` of `steps`, truncated as in the annealing thesis.
-
-    ValueError where the range would be empty at the start (the thesis crashes for fewer than 5 levels).
-    """
-    first, end = int(levels * range.start), int(steps * range.until)
-    if first < 1:
-        raise ValueError(f"{levels} levels from {range.start} of them on: none would be open at first")
-    u = step / end if end else math.inf
-    return int(first + range.opened(u) * (levels - first))
-
 
 # ---------------------------------------------------------------- the law: where in the range
 
@@ -172,7 +66,43 @@ class InLogSnr:
         return torch.where(u < self.share, informed, low + (u - self.share) / (1 - self.share) * (high - low))
 
 
-Law = InTime | InLogSnr
+@config
+class Exposure:
+    """All the times that training under `range` draws, drawn from the first step on in the same shares.
+
+    The control of an annealing: its total without its order.  A range that opens from `start` to 1 shows mild noise
+    more often than a uniform t does, for good; what it gains on this law, and only that, it owes to the order.
+    """
+
+    range: Range = PolynomialRange()
+
+    def quantile(self, u: Tensor, low: float, high: float, schedule: Schedule | None) -> Tensor:
+        reached, times = (knots.to(u.device) for knots in _exposure(self.range, low, high))
+        right = torch.searchsorted(reached, u.double().contiguous(), right=True).clamp(1, len(reached) - 1)
+        left = right - 1
+        share = ((u - reached[left]) / (reached[right] - reached[left]).clamp(min=1e-300)).clamp(max=1)
+        return torch.lerp(times[left], times[right], share).to(u.dtype)
+
+
+MOMENTS = 2**14         # of a training that `Exposure` sums over; more than its draws could tell apart
+
+
+@functools.cache
+def _exposure(annealed: Range, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """The distribution function of t over a whole training: its values at some times, and these times, both [K + 1].
+
+    At each moment t is uniform in [low, ceiling], so the mean over moments is a straight line between the ceilings.
+    """
+    every = [min(high, ceiling(annealed, (moment + 0.5) / MOMENTS)) for moment in range(MOMENTS)]
+    ceilings, counts = torch.tensor(every, dtype=torch.float64).unique(return_counts=True)        # rising
+    weights = counts / MOMENTS
+    times = F.pad(ceilings, (1, 0), value=low)
+    below = F.pad(weights.cumsum(0), (1, 0))                          # moments that end at or before each of `times`
+    density = F.pad((weights / (ceilings - low)).flip(0).cumsum(0).flip(0), (0, 1))            # of those that go on
+    return (below + (times - low) * density).cummax(0).values, times
+
+
+Law = InTime | InLogSnr | Exposure
 
 
 # ---------------------------------------------------------------- the draw
@@ -192,13 +122,15 @@ class Times:
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"low and high must be 0 <= low < high <= 1, not {self.low} and {self.high}")
-        if self.ceiling(0.0) <= self.low:
-            raise ValueError(f"the range opens at {self.ceiling(0.0)}, which is not above low = {self.low}")
+        if isinstance(self.law, Exposure) and not isinstance(self.range, FullRange):
+            raise ValueError(f"an Exposure has its range already, so range must be FullRange(), not {self.range}")
+        opens = self.law.range.start if isinstance(self.law, Exposure) else self.ceiling(0.0)
+        if opens <= self.low:
+            raise ValueError(f"the range opens at {opens}, which is not above low = {self.low}")
 
     def ceiling(self, progress: float) -> float:
         """The highest time at progress = step / steps."""
-        start = self.range.start
-        return min(self.high, start + self.range.opened(progress / self.range.until) * (1 - start))
+        return min(self.high, ceiling(self.range, progress))
 
     def draw(self, mask: Tensor, progress: float, rng: Rng, schedule: Schedule | None = None) -> Tensor:
         """t for a batch with mask [B, L]: [B, 1], or [B, L] per token; float32, on the generator's device."""

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Bring the tracking database back from a backup.  The server must be stopped (systemctl stop mlflow), and what the
+# database holds now is replaced.
+#
+#     bash cluster/mlflow/restore.sh [FOLDER]         the newest of $BACKUPS, or this one
+#     bash cluster/mlflow/restore.sh --if-empty       only where there is nothing yet: what a new head does
+set -euo pipefail
+umask 077
+home=~/.palimpsest
+set -a; . "$home/mlflow.env"; set +a
+newest=$(ls -1d "$BACKUPS"/2* 2> /dev/null | tail -1 || true)
+from=${1:-$newest}
+
+load() {                            # file, URL
+  case $2 in
+    sqlite:///*) cp "$1" "${2#sqlite:///}.new"; mv "${2#sqlite:///}.new" "${2#sqlite:///}" ;;
+    *)           PGOPTIONS='-c client_min_messages=warning' psql -q -v ON_ERROR_STOP=1 "${2/+psycopg2/}" \
+                   -c 'drop schema public cascade; create schema public'
+                 pg_restore --no-owner --exit-on-error --single-transaction --dbname="${2/+psycopg2/}" "$1" ;;
+  esac
+}
+if [ "${1:-}" = --if-empty ]; then
+  [ -n "$newest" ] || exit 0
+  from=$newest
+  case $MLFLOW_BACKEND_STORE_URI in
+    sqlite:///*) [ ! -e "${MLFLOW_BACKEND_STORE_URI#sqlite:///}" ] || exit 0 ;;
+    *)           [ -z "$(psql -qAt "${MLFLOW_BACKEND_STORE_URI/+psycopg2/}" -c \
+                   "select 1 from pg_tables where tablename = 'experiments'")" ] || exit 0 ;;
+  esac
+elif curl -fsS -m 2 "http://127.0.0.1:$PORT/health" > /dev/null 2>&1; then
+  echo "restore.sh: the server is running; stop it first (sudo systemctl stop mlflow)" >&2
+  exit 1
+fi
+[ -n "$from" ] && [ -d "$from" ] || { echo "restore.sh: no backup in $BACKUPS" >&2; exit 1; }
+
+load "$from/runs" "$MLFLOW_BACKEND_STORE_URI"
+load "$from/users" "$USERS"
+echo "restore.sh: from $from"

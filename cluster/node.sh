@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Make one machine ready for Palimpsest: secrets, environment, shared folder, Python packages.  Run by `ray up` on the
+# head and on every worker; may run again and again (on cloud workers Ray runs it twice).
+#
+#     SHARED=/results NFS=host:/export STORE=s3://bucket/stages bash cluster/node.sh
+#
+#   SHARED   the folder for --out, which all machines see                                (needed)
+#   NFS      what to mount there; without it, SHARED must be there already
+#   STORE    where stages go, for --store; without it, into --out
+#   VENV     a virtual environment that is there already; without it, ~/venv is made to the versions of constraints.txt
+set -euo pipefail
+
+UV=0.13.8           # installs Python and the packages
+PYTHON=3.11         # the one that everything is tested with; all machines of a cluster need the same
+: "${SHARED:?names the folder that all machines see}"
+here=$(cd "$(dirname "$0")/.." && pwd)
+
+chmod 700 ~/.ray ~/.palimpsest
+chmod 600 ~/.ray/auth_token ~/.palimpsest/mlflow_password      # rsync keeps the modes of the sender's files
+
+venv=${VENV:-$HOME/venv}
+cat > ~/.palimpsest/env <<ENV
+export PATH="$venv/bin:\$HOME/.local/bin:\$PATH"
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true HF_HUB_DISABLE_TELEMETRY=1
+export PALIMPSEST_OUT="$SHARED" PALIMPSEST_STORE="${STORE:-$SHARED/stages}" HF_HOME="$SHARED/huggingface"
+[ ! -f ~/.palimpsest/head ] || . ~/.palimpsest/head
+ENV
+# First line of .bashrc, since many end early where nobody types.
+line='. ~/.palimpsest/env'
+touch ~/.bashrc
+grep -qxF "$line" ~/.bashrc || { printf '%s\n' "$line" | cat - ~/.bashrc > ~/.bashrc.new; mv ~/.bashrc.new ~/.bashrc; }
+
+if [ -n "${NFS:-}" ] && ! mountpoint -q "$SHARED"; then
+  command -v mount.nfs4 > /dev/null || { sudo apt-get update -q; sudo apt-get install -y -q nfs-common; }
+  sudo mkdir -p "$SHARED"
+  sudo mount -t nfs4 -o "${NFS_OPTIONS:-nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport}" "$NFS" "$SHARED"
+  [ -w "$SHARED" ] || sudo chown "$(id -u):$(id -g)" "$SHARED"
+fi
+probe="$SHARED/.writable-$(hostname)-$$"
+{ mkdir -p "$SHARED" && touch "$probe" && rm "$probe"; } 2> /dev/null || {
+  echo "node.sh: $(hostname) cannot write into $SHARED.  Mount it, or name what to mount with NFS=" >&2; exit 1; }
+
+if [ -z "${VENV:-}" ]; then
+  export PATH="$HOME/.local/bin:$PATH"
+  command -v uv > /dev/null || python3 -m pip install --quiet --user --break-system-packages "uv==$UV"
+  uv venv --quiet --allow-existing --python "$PYTHON" "$venv"
+  uv pip install --quiet --python "$venv/bin/python" --constraint "$here/constraints.txt" \
+     --editable "$here[${EXTRAS:-cluster,paper}]"
+fi
+"$venv/bin/python" - <<'CHECK'
+import importlib.metadata, sys
+print(f"node.sh: Python {sys.version.split()[0]}, Ray {importlib.metadata.version('ray')}, "
+      f"torch {importlib.metadata.version('torch')}")
+CHECK

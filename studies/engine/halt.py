@@ -1,0 +1,63 @@
+"""What ends a study before its time without a fault of its own, and what is said then.
+
+    Halt                 the world must be mended first (a full disk): exit code 3, the same command continues
+    Notice, notices      a process was told to make room (SIGTERM): work saves itself at its next step and is run again;
+                         that is nobody's failure
+"""
+
+import contextlib
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Halt(Exception):
+    """The study cannot go on until something outside of it is mended; nothing is lost."""
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error is, or was caused by, a disk (or a quota) that is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "disk is full")):
+            return True                  # safetensors, SQLite and Ray say it in words
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Notice:
+    """Whether this process was told to make room."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self) -> bool:
+        return self.event.is_set()
+
+
+GIVEN = Notice()                         # to this process
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[Notice]:
+    """While work is done in here, SIGTERM is a notice; outside it means what it meant before.
+
+    In a thread that is not the main one nothing is changed: Python handles signals in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield GIVEN
+        return
+
+    def note(number: int, frame: Any) -> None:
+        GIVEN.event.set()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield GIVEN
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,441 @@
+"""One arm's search: points are asked of Optuna, become cells, and their outcomes are told.
+
+    ask() --> cell to run | WAIT | DONE          under the storage's turn, so that drivers share one budget
+    report(key, step, recorded) -> why to stop   curves inside this search only (pruning.py)
+    tell(cell, record)                           done: COMPLETE;  pruned: PRUNED;  diverged, failed: FAIL
+    best(), front(), table()                     what is known, from the storage alone
+
+The Optuna storage is the only memory.  A trial carries in user attributes its cell's key, what became of it, all its
+validation scores and its curve, and a lease: who runs it, until when.  A driver renews its leases; the trials of one
+that died are taken over, points and keys unchanged, so their trainings go on from their checkpoints.  Typing a command
+again continues to the budget: what is finished stays, what a crash ended is tried again, a point whose cell the ledger
+knows, or that was proposed before, is told and not run.
+
+The search's name carries a digest of everything that makes values comparable: the arm's trial, the versions of its
+stages, what is selected on, the space.  Sampler, pruner and budget may change between two commands.  A changed space
+is a new search, which begins with the finished points of older ones that lie inside it.
+"""
+
+import hashlib
+import json
+import math
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search_spaces.domains import Choice, Point
+from studies.engine.ledger import FINISHED, Ledger, Record
+from studies.engine.plan import Cell, cell_key
+from studies.engine.pruning import Pruner, fronts, losses
+from studies.engine.samplers import distribution, sampler, suggest
+from studies.engine.storage import Memory
+from studies.engine.study import Minimise
+from studies.engine.tuning import COST, Sought, Task
+from trainables.config import ConfigError, override
+
+LEASE = 120.0                           # seconds that a trial of a driver on another host is left alone
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+WAIT, DONE = "wait", "done"
+
+
+@dataclass
+class Live:
+    """A trial that this driver runs."""
+
+    number: int
+    cell: Cell
+    curve: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    reported: set[int] = field(default_factory=set)
+    stopped: str = ""
+
+
+class Search:
+    """One arm's search."""
+
+    def __init__(self, study: str, scale: str, arm: str, task: Task, memory: Memory, ledger: Ledger,
+                 owner: str | None = None):
+        self.arm, self.tune, self.base, self.space = arm, task.tune, task.base, task.space
+        self.select, self.prune = task.select, task.prune
+        self.memory, self.ledger = memory, ledger
+        self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+        self.live: dict[str, Live] = {}                     # by the cell's key
+        self.twins: list[tuple[int, Cell]] = []             # asked for while the same cell was at work
+        self.lock = threading.RLock()                       # Tune's thread asks, the driver's reports
+        self.renewed = time.time()
+        self.opened = False
+        sought = [[type(metric).__name__, metric.metric] for metric in self.select]
+        self.same = _digest([study, scale, arm, cell_key(self.base, "valid"), sought])
+        shape = [[p.name, repr(distribution(p.domain)), _values(p.domain)] for p in self.space.parameters()]
+        self.name = f"{study} · {arm} · {scale} · {_digest([self.same, shape])[:8]}"
+        self.known = [p.name for p in self.space.parameters()]
+
+    # ------------------------------------------------------------ the storage
+
+    @property
+    def study(self) -> optuna.Study:
+        return self.memory.load(self.name)
+
+    def exists(self) -> bool:
+        return self.name in self.memory.studies()
+
+    def open(self) -> None:
+        """Create the search with its first point, the arm as it is; or find it, and give crashed points another go."""
+        with self.lock, self.memory.turn():
+            if not self.exists():
+                study = optuna.create_study(
+                    study_name=self.name, storage=self.memory.storage,
+                    directions=["minimize" if isinstance(metric, Minimise) else "maximize"
+                                for metric in self.select])
+                study.set_metric_names([metric.metric for metric in self.select])
+                study.set_user_attr("arm", self.arm)
+                study.set_user_attr("search", self.same)
+                study.enqueue_trial(self.space.point(self.base), user_attrs={"point": "the arm as it is"})
+                self._inherit(study)
+            study = self.study
+            if self.prune is not None:
+                study.set_user_attr("pruned on", _sign(self.select, self.prune))
+            again = self.trials()
+            for trial in again:
+                later = [other for other in again if other.params == trial.params and other.number > trial.number]
+                if trial.user_attrs.get("status") == "failed" and not later:
+                    study.enqueue_trial(trial.params, user_attrs={"point": f"trial {trial.number} again"})
+            self.opened = True
+
+    def _inherit(self, study: optuna.Study) -> None:
+        """Begin with what other searches of the same trial found in this space."""
+        for name, said in self.memory.studies().items():
+            if said.get("search") != self.same or name == self.name:
+                continue
+            for trial in self.memory.load(name).get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+                try:
+                    self.space.changes(trial.params)
+                except ConfigError:
+                    continue
+                study.add_trial(create_trial(
+                    values=trial.values, params=dict(trial.params),
+                    distributions={p.name: distribution(p.domain) for p in self.space.parameters()
+                                   if p.name in trial.params},
+                    user_attrs=trial.user_attrs | {"inherited": name}))
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    # ------------------------------------------------------------ asking
+
+    def cell(self, point: Point, number: int) -> Cell:
+        trial = override(self.base, self.space.changes(point))
+        return Cell(self.arm, self.tune.seed, trial, cell_key(trial, "valid"), split="valid", point=number)
+
+    def ask(self) -> Cell | Literal["wait", "done"]:
+        """The next cell to run; WAIT where the rest of the budget is at work, maybe elsewhere; DONE."""
+        with self.lock:
+            self._settle_twins()
+            for _ in range(self.tune.trials + 1):           # points that are known already are told at once
+                with self.memory.turn():
+                    taken = self._take()
+                if isinstance(taken, str):
+                    return taken
+                number, cell = taken
+                if cell.key in self.live:
+                    self.twins.append((number, cell))
+                    continue
+                record = self._known(cell)
+                if record is None:
+                    self.live[cell.key] = self._begin(number, cell)
+                    return cell
+                self._tell(number, cell, record)
+            return WAIT
+
+    def _take(self) -> tuple[int, Cell] | Literal["wait", "done"]:
+        """A trial of a dead driver, or a new one.  Only in our turn."""
+        study, trials, now = self.study, self.trials(), time.time()
+        mine = {live.number for live in self.live.values()} | {number for number, _ in self.twins}
+        alive = 0
+        for trial in trials:
+            if trial.state != TrialState.RUNNING or trial.number in mine:
+                alive += trial.state == TrialState.RUNNING
+            elif "lease" not in trial.user_attrs:           # its driver died in its turn, between asking and saying so
+                self._say(trial.number, status="lost", reason="its driver died before it began")
+                study.tell(trial.number, state=TrialState.FAIL)
+                if (fixed := trial.system_attrs.get("fixed_params")) is not None:
+                    study.enqueue_trial(fixed, user_attrs={"point": f"trial {trial.number} again"})
+            elif not _at_work(trial.user_attrs["lease"], now):
+                self._say(trial.number, lease=self._lease())
+                return trial.number, self.cell(trial.params, trial.number)
+            else:
+                alive += 1
+        if (ended := self.count(trials)) >= self.tune.trials:
+            return DONE
+        if ended + alive >= self.tune.trials:
+            return WAIT                                     # one of them may be lost
+        study.sampler = sampler(self.tune.sampler, self.space, self.tune.seed, trials)
+        trial = study.ask()
+        point = self.space.draw(lambda name, domain: suggest(trial, name, domain))
+        cell = self.cell(point, trial.number)
+        self._say(trial.number, key=cell.key, lease=self._lease())
+        return trial.number, cell
+
+    @staticmethod
+    def count(trials: list[FrozenTrial]) -> int:
+        """What counts towards the budget: what ended by its own fault or merit, in this search."""
+        return sum(trial.state in ENDED and trial.user_attrs.get("status") not in ("failed", "lost")
+                   and "inherited" not in trial.user_attrs for trial in trials)
+
+    def _known(self, cell: Cell) -> Record | None:
+        """What became of the same cell before: in the ledger, or in this storage, through another driver's ledger."""
+        record = self.ledger.cell(cell.key)
+        if record is not None and record["status"] in FINISHED:
+            return record
+        for trial in self.trials():
+            if trial.state == TrialState.COMPLETE and trial.user_attrs.get("key") == cell.key:
+                return {"status": "done", "reason": "", "metrics": trial.user_attrs.get("metrics", {}),
+                        **trial.user_attrs.get("cost", {})}
+        return None
+
+    def _begin(self, number: int, cell: Cell) -> Live:
+        trial = self.trials()[number]
+        curve = {int(step): tuple(values) for step, values in json.loads(trial.user_attrs.get("curve", "{}")).items()}
+        return Live(number, cell, curve, set(trial.intermediate_values))
+
+    def _settle_twins(self) -> None:
+        waiting, self.twins = self.twins, []
+        for number, cell in waiting:
+            record = self._known(cell)
+            if record is not None:
+                self._tell(number, cell, record)
+            elif cell.key in self.live:
+                self.twins.append((number, cell))
+            else:                                           # the first did not finish; the same fate for the second
+                self._tell(number, cell, self.ledger.cell(cell.key) or {"status": "lost", "reason": "", "metrics": {}})
+
+    # ------------------------------------------------------------ while it runs
+
+    def report(self, key: str, step: int, recorded: Mapping[str, float]) -> str:
+        """Remember a step of a live cell's curve; why the cell should stop, or nothing."""
+        with self.lock:
+            live = self.live.get(key)
+            values = losses(self.prune.metrics, recorded) if self.prune is not None else None
+            if live is None or values is None or live.stopped or step in live.curve and step in live.reported:
+                return live.stopped if live else ""
+            live.curve[step] = values
+            live.reported.add(step)
+            self._say(live.number, curve=json.dumps(live.curve))
+            if len(self.select) == len(values) == 1:   # several would break TPE, which ranks pruned trials by them
+                value = values[0] if isinstance(self.select[0], Minimise) else -values[0]
+                if math.isfinite(value) and step not in self.trials()[live.number].intermediate_values:
+                    self._set_intermediate(live.number, step, value)
+            live.stopped = self._verdict(live)
+            return live.stopped
+
+    def _set_intermediate(self, number: int, step: int, value: float) -> None:
+        storage, study = self.memory.storage, self.study
+        storage.set_trial_intermediate_value(
+            storage.get_trial_id_from_study_id_trial_number(study._study_id, number), step, value)
+
+    def _verdict(self, live: Live) -> str:
+        assert self.prune is not None
+        finished, others = [], []
+        for trial in self.trials():
+            if trial.number != live.number and "curve" in trial.user_attrs and "inherited" not in trial.user_attrs:
+                curve = {int(step): tuple(values) for step, values in json.loads(trial.user_attrs["curve"]).items()}
+                others.append(curve)
+                if trial.state == TrialState.COMPLETE:
+                    finished.append(curve)
+        return self.prune.verdict(live.curve, finished, others)
+
+    def renew(self) -> None:
+        """Say that this driver is alive."""
+        with self.lock:
+            if time.time() - self.renewed > LEASE / 4:
+                for number in [live.number for live in self.live.values()] + [number for number, _ in self.twins]:
+                    self._say(number, lease=self._lease())
+                self.renewed = time.time()
+
+    def _lease(self) -> dict[str, Any]:
+        return {"owner": self.owner, "until": time.time() + LEASE}
+
+    # ------------------------------------------------------------ telling
+
+    def tell(self, key: str, record: Record | None) -> None:
+        """A live cell has ended; None: nobody knows how."""
+        with self.lock:
+            live = self.live.pop(key, None)
+            if live is not None:
+                self._tell(live.number, live.cell, record or {"status": "failed", "reason": "no record", "metrics": {}})
+                self._settle_twins()
+
+    def _tell(self, number: int, cell: Cell, record: Record) -> None:
+        cost = {name: record[name] for name in map(_plain, COST) if name in record}
+        scores = dict(record["metrics"]) | {name: cost[_plain(name)] for name in COST if _plain(name) in cost}
+        status, reason, values = record["status"], record["reason"], None
+        if status == "done":
+            absent = [metric.metric for metric in self.select if not _finite(scores.get(metric.metric))]
+            values = [scores[metric.metric] for metric in self.select] if not absent else None
+            if absent:
+                status, reason = "unscored", f"no {', '.join(absent)} (there are: {', '.join(sorted(scores))})"
+        self._say(number, key=cell.key, status=status, reason=reason, metrics=record["metrics"], cost=cost)
+        for name, score in record["metrics"].items():       # one attribute each, which is what the dashboard lists
+            self._say(number, **{name: score})
+        state = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(status, TrialState.FAIL)
+        self.study.tell(number, values, state, skip_if_finished=True)
+
+    def _say(self, number: int, **said: Any) -> None:
+        storage, study = self.memory.storage, self.study
+        trial = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        for name, value in said.items():
+            try:
+                storage.set_trial_user_attr(trial, name, value)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return                                      # another driver thought us dead, and was quicker
+
+    # ------------------------------------------------------------ what is known
+
+    def complete(self) -> list[FrozenTrial]:
+        """Finished trials with values, in the order of their numbers."""
+        return [trial for trial in self.trials() if trial.state == TrialState.COMPLETE] if self.exists() else []
+
+    def chosen(self) -> list[FrozenTrial]:
+        """The best trial; under several objectives the front, the ends first, then what is farthest from the others."""
+        front = self.front()
+        if len(self.select) == 1:
+            return front[:1]
+        order = spread([self._losses(trial) for trial in front], list(range(len(front))))
+        return [front[i] for i in order][:self.tune.keep]
+
+    def front(self) -> list[FrozenTrial]:
+        """The finished trials that none beats in every objective."""
+        seen: dict[str, FrozenTrial] = {}
+        for trial in self.complete():                       # a point that came twice is one point
+            seen.setdefault(json.dumps(trial.params, sort_keys=True), trial)
+        trials = list(seen.values())
+        numbers = fronts([self._losses(trial) for trial in trials])
+        return [trial for trial, number in zip(trials, numbers, strict=True) if number == 0]
+
+    def _losses(self, trial: FrozenTrial) -> tuple[float, ...]:
+        return tuple(value * (1 if direction == StudyDirection.MINIMIZE else -1)
+                     for value, direction in zip(trial.values, self.study.directions, strict=True))
+
+    def warnings(self, trial: FrozenTrial) -> list[str]:
+        """What to know before trusting a chosen point."""
+        domains = {p.name: p.domain for p in self.space.parameters()}
+        return [f"{name} = {trial.params[name]:.4g} lies at the {end} end of its range "
+                f"{domains[name].low:.4g} .. {domains[name].high:.4g}: the best may lie beyond"  # type: ignore[union-attr]
+                for name, end in self.space.edges(trial.params).items()]
+
+    def states(self) -> dict[str, int]:
+        """How many trials ended how: done, pruned, diverged, failed, unscored; running; to come."""
+        found: dict[str, int] = {}
+        for trial in self.trials() if self.exists() else []:
+            status = trial.user_attrs.get("status", trial.state.name.lower())
+            found[status] = found.get(status, 0) + 1
+        return found
+
+    def left(self) -> int:
+        """How many trials the budget still has, those that run included."""
+        return self.tune.trials - self.count(self.trials()) if self.exists() else self.tune.trials
+
+    def running(self) -> set[str]:
+        """Keys of the cells that somebody runs, or that a dead driver left."""
+        return {trial.user_attrs["key"] for trial in (self.trials() if self.exists() else [])
+                if trial.state == TrialState.RUNNING and "key" in trial.user_attrs}
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a trial: number, state, reason, values by metric, point, key, metrics, cost, curve."""
+        rows = []
+        for trial in self.trials() if self.exists() else []:
+            names = [metric.metric for metric in self.select]
+            values = dict(zip(names, trial.values, strict=True)) if trial.state == TrialState.COMPLETE else {}
+            rows.append({
+                "number": trial.number, "state": trial.user_attrs.get("status", trial.state.name.lower()),
+                "reason": trial.user_attrs.get("reason", ""), "values": values, "point": dict(trial.params),
+                "key": trial.user_attrs.get("key"), "metrics": trial.user_attrs.get("metrics", {}),
+                "cost": trial.user_attrs.get("cost", {}),
+                "curve": {int(s): v for s, v in json.loads(trial.user_attrs.get("curve", "{}")).items()},
+                "inherited": trial.user_attrs.get("inherited")})
+        return rows
+
+    def importances(self) -> dict[str, dict[str, float]]:
+        """Objective -> parameter -> share of the spread that it explains (PED-ANOVA); of four trials or more."""
+        complete = self.complete()
+        if len(complete) < 4:
+            return {}
+        found = {}
+        for place, metric in enumerate(self.select):
+            shared = set.intersection(*(set(trial.params) for trial in complete))
+            varied = [name for name in self.known if name in shared and len({t.params[name] for t in complete}) > 1]
+            if not varied or len({trial.values[place] for trial in complete}) < 2:
+                continue
+            sign = 1 if isinstance(metric, Minimise) else -1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")             # that it takes low targets for good: so do we
+                try:
+                    found[metric.metric] = optuna.importance.get_param_importances(
+                        self.study, params=varied, evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                        target=lambda trial, place=place, sign=sign: sign * trial.values[place])
+                except (ValueError, RuntimeError):          # too few distinct points
+                    continue
+        return found
+
+
+def spread(points: list[tuple[float, ...]], names: list[int]) -> list[int]:
+    """The names of a front's points: the best of each objective, then always the one farthest from those taken."""
+    if not points:
+        return []
+    low = [min(column) for column in zip(*points, strict=True)]
+    width = [max(column) - least or 1.0 for column, least in zip(zip(*points, strict=True), low, strict=True)]
+    scaled = [tuple((x - least) / w for x, least, w in zip(point, low, width, strict=True)) for point in points]
+    order = list(dict.fromkeys(min(range(len(points)), key=lambda i: scaled[i][axis]) for axis in range(len(low))))
+    while len(order) < len(points):
+        rest = [i for i in range(len(points)) if i not in order]
+        order.append(max(rest, key=lambda i: min(math.dist(scaled[i], scaled[j]) for j in order)))
+    return [names[i] for i in order]
+
+
+def _at_work(lease: Mapping[str, Any], now: float) -> bool:
+    """Whether the driver that holds a lease may still live: on this host we can look, elsewhere we wait."""
+    host, pid, _ = lease["owner"].split(":")
+    if host == socket.gethostname():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+    return now < lease["until"]
+
+
+def _sign(select: Sought, prune: Pruner) -> str:
+    """What the storage's intermediate values are: the pruner's metric, turned to the objective's direction."""
+    names = [metric.metric for metric in prune.metrics]
+    if len(select) == len(names) == 1 and isinstance(prune.metrics[0], Minimise) != isinstance(select[0], Minimise):
+        return f"-{names[0]}"
+    return ", ".join(names)
+
+
+def _values(domain: Any) -> list[str]:
+    """What a choice's names stand for: an option whose component changes under its name is another option."""
+    return [repr(option.value) for option in domain.options] if isinstance(domain, Choice) else []
+
+
+def _plain(cost: str) -> str:
+    """What the ledger calls it."""
+    return cost.removeprefix("cost/")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _digest(said: Any) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+

@@ -1,0 +1,177 @@
+"""Which settings suit a system?
+
+    python studies/tune.py tencdm --dry-run                 the space, the plan, and what is already there
+    python studies/tune.py tencdm                           30 points by TPE, the worst stopped early, the best compared
+                                                            with the recipe on test texts, with other seeds
+    python studies/tune.py tencdm --space joint --goals quality,diversity,cost --sampler nsga2 --trials 60
+    python studies/tune.py ld4lg --trials 50                the same command with a larger budget continues
+    optuna-dashboard results/optuna.db                      every search, slice by slice
+
+SYSTEM is tencdm, ld4lg, ld4lg_annealed, diffusionbert or scorelm; further options are those of every study (--data,
+--set, --scale, --seeds, --out, --report, ...; `studies/ablation_encoder.py --help` lists them).
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from search_spaces.domains import Space
+from studies.engine.main import main
+from studies.engine.pruning import Halving, Median, Pruner
+from studies.engine.study import Arm, Maximise, Minimise, Resources, Scale, Study, Watch
+from studies.engine.tuning import GaussianProcess, Nsga2, QuasiRandom, Sampler, Sought, Tpe, Tune
+from trainables.tencdm import TEncDM
+from trainables.trial import Trial
+
+
+class System(StrEnum):
+    tencdm = "tencdm"
+    ld4lg = "ld4lg"
+    ld4lg_annealed = "ld4lg_annealed"
+    diffusionbert = "diffusionbert"
+    scorelm = "scorelm"
+
+
+class Which(StrEnum):
+    space = "space"
+    nuisance = "nuisance"
+    joint = "joint"
+
+
+class How(StrEnum):
+    tpe = "tpe"
+    quasi_random = "quasi-random"
+    gp = "gp"
+    nsga2 = "nsga2"
+
+
+class Stop(StrEnum):
+    halving = "halving"
+    median = "median"
+    none = "none"
+
+
+SAMPLERS: dict[How, Sampler] = {How.tpe: Tpe(), How.quasi_random: QuasiRandom(), How.gp: GaussianProcess(),
+                                How.nsga2: Nsga2()}
+# What is taken for quality: the first that the data and the recipe's evaluation have.
+QUALITY = (Minimise("valid/illegal"), Maximise("valid/mauve"), Maximise("valid/bleu"), Minimise("valid/fd"),
+           Minimise("valid/judge_nll"), Minimise("valid/perplexity"))
+REPORT = (
+    Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"), Maximise("test/mauve"),
+    Maximise("test/bleu"), Minimise("test/fd"), Minimise("test/judge_nll"), Minimise("test/perplexity"),
+    Maximise("test/diversity"), Watch("test/memorisation"), Watch("valid/loss"))
+
+
+@dataclass(frozen=True)
+class Goals:
+    """`quality`, `diversity`, `cost`, or metrics as min:valid/x, max:valid/y; as a function of the trial."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, trial: Trial) -> Sought:
+        return tuple(self.goal(word, trial) for word in self.words)
+
+    def goal(self, word: str, trial: Trial) -> Minimise | Maximise:
+        known = {f"valid/{name}" for metric in trial.evaluation.metrics for name in metric.better}
+        if word == "quality":
+            return next(metric for metric in QUALITY if metric.metric in known)
+        if word == "diversity":
+            return Maximise("valid/diversity")
+        if word == "cost":
+            return Minimise("cost/seconds")
+        kind, _, metric = word.partition(":")
+        return Minimise(metric) if kind == "min" else Maximise(metric)
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When to stop a trial, as a function of it: the first look is its first validation."""
+
+    how: Stop
+    metric: Minimise | Maximise | None
+    depends_on: tuple[str, ...]
+    space: Callable[[Trial], Space]
+
+    def __call__(self, trial: Trial) -> Pruner | None:
+        if self.how == Stop.none:
+            return None
+        metric = self.metric or self.usual(trial)
+        if metric is None:
+            return None
+        first = trial.training.validate_every
+        return Median(metric, after=first) if self.how == Stop.median else Halving(metric, first=first)
+
+    def usual(self, trial: Trial) -> Minimise | Maximise | None:
+        """Raw losses tell little of what hangs on context, and are not comparable where the task moves; the share of
+        what context tells is both, where it is known (TEncDM on the built-in corpus)."""
+        if isinstance(trial.system, TEncDM) and trial.system.context_bounds(trial.data):
+            return Maximise("valid/context_gain")
+        moves = any(f"{path}.".startswith(f"{root}.") for path in self.space(trial) for root in self.depends_on)
+        return None if moves else Minimise("valid/loss")
+
+
+def parse_goals(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    for word in words:
+        if word not in ("quality", "diversity", "cost") and word.partition(":")[0] not in ("min", "max"):
+            raise typer.BadParameter(f"{word!r} is none of quality, diversity, cost, min:METRIC, max:METRIC")
+    if not words:
+        raise typer.BadParameter("name at least one")
+    return words
+
+
+def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, trials: int, stop: Stop,
+             stop_on: str | None, seed: int) -> Study:
+    """The search as a study: the recipe, and the points that were found."""
+    recipes: Any = importlib.import_module(f"trainables.{system}")
+    if which == Which.joint and system != System.tencdm:
+        raise typer.BadParameter("the joint space is over tencdm", param_hint="--space")
+    spaces: Any = importlib.import_module(f"search_spaces.{'joint' if which == Which.joint else system}")
+    space = spaces.nuisance if which == Which.nuisance else spaces.space
+    metric = None if stop_on is None else Goals((stop_on,)).goal(stop_on, recipes.__dict__[f"{system}_laptop"]())
+    tune = Tune(space=space, select=Goals(goals), trials=trials, sampler=SAMPLERS[how], seed=seed, keep_untuned=True,
+                prune=Stopping(stop, metric, spaces.LOSS_DEPENDS_ON, space), loss_depends_on=spaces.LOSS_DEPENDS_ON)
+    return Study(
+        name=f"tune_{system}" + ("" if which == Which.space else f"_{which}"),
+        question=f"Which settings suit {system}?",
+        scales={"laptop": Scale(getattr(recipes, f"{system}_laptop")),
+                "paper": Scale(getattr(recipes, system), Resources(gpus=1))},
+        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune)
+
+
+def run(
+    context: typer.Context,
+    system: Annotated[System, typer.Argument(help="Whose recipe is tuned.")],
+    space: Annotated[Which, typer.Option(
+        help="Everything, the optimizer's only, or the mission's joint one.")] = Which.space,
+    trials: Annotated[int, typer.Option(min=1, help="Points, those of earlier commands included.")] = 30,
+    sampler: Annotated[How, typer.Option(help="How points are chosen.")] = How.tpe,
+    goals: Annotated[str, typer.Option(
+        help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = "quality",
+    prune: Annotated[Stop, typer.Option(help="Who is stopped early.")] = Stop.halving,
+    prune_on: Annotated[str | None, typer.Option(
+        help="By what: min:valid/METRIC or max:valid/METRIC, as training records it.")] = None,
+    search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = 1_000,
+    storage: Annotated[str | None, typer.Option(
+        help="Where it is remembered: a .db or .journal file, postgresql://...; without it, in OUT.")] = None,
+) -> None:
+    """Which settings suit a system?  Options of every study go along: --data, --set, --scale, --seeds, --out, ..."""
+    if storage is not None:
+        os.environ["OPTUNA_STORAGE"] = storage
+    try:
+        study = study_of(system, space, parse_goals(goals), sampler, trials, prune, prune_on, search_seed)
+    except ValueError as error:         # a space that does not fit the recipe, a goal that is none
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    main(study, context.args)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
+    app(prog_name="tune.py")

@@ -1,0 +1,349 @@
+"""cluster/gpu.yaml and cluster/aws.yaml against a pretend AWS: a moto server that answers EC2, IAM, S3, EFS and CloudFormation.
+
+    the stack            made, its ids written into a copy of gpu.yaml by its own `Fill` command
+    bootstrap, launch    Ray's own AWS code: key pair, group, roles, head, workers, spot, volumes, tags, image
+    spot sold out        cluster/spot.py takes the same machine at the full price, and only then
+    the end              no machine is left, and removing the stack leaves results alone
+
+Run as a program it is that server:   python tests/test_cluster_aws.py PORT FILE     (no spot while FILE exists)
+"""
+
+import copy
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+STACK = ROOT / "cluster" / "aws.yaml"
+REGION = "us-west-2"
+SSH_FROM = "198.51.100.0/24"
+ACCOUNT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
+
+
+def serve(port: int, sold_out: Path, host: str = "127.0.0.1") -> None:
+    """moto, with a spot market that has nothing while `sold_out` exists."""
+    from moto.ec2.exceptions import EC2ClientError
+    from moto.ec2.models.instances import InstanceBackend
+    from moto.server import main
+
+    launch = InstanceBackend.run_instances
+
+    def run_instances(self: Any, *arguments: Any, **options: Any) -> Any:
+        if sold_out.exists() and "spot" in repr(options):
+            raise EC2ClientError(sold_out.read_text() or "InsufficientInstanceCapacity", "There is no Spot capacity.")
+        return launch(self, *arguments, **options)
+
+    InstanceBackend.run_instances = run_instances      # type: ignore[method-assign]
+    main(["-H", host, "-p", str(port)])
+
+
+class Aws:
+    """The pretend account, from the side of the test."""
+
+    def __init__(self, url: str, sold_out: Path):
+        self.url, self.sold_out = url, sold_out
+
+    def client(self, service: str) -> Any:
+        import boto3
+
+        return boto3.client(service, region_name=REGION, endpoint_url=self.url, aws_access_key_id="test",
+                            aws_secret_access_key="test")
+
+    def machines(self, *states: str) -> list[dict[str, Any]]:
+        """Instances in these states (all that are not ended), oldest first."""
+        found = [machine for group in self.client("ec2").describe_instances()["Reservations"]
+                 for machine in group["Instances"]]
+        wanted = states or ("pending", "running", "stopping", "stopped")
+        return sorted((each for each in found if each["State"]["Name"] in wanted), key=lambda each: each["LaunchTime"])
+
+    def make_stack(self, ssh_from: str = SSH_FROM) -> str:
+        """The stack as README makes it; its Fill command."""
+        ec2, formation = self.client("ec2"), self.client("cloudformation")
+        subnets = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
+        subnets = sorted(subnets, key=lambda subnet: subnet["AvailabilityZone"])[:3]
+        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+        self.client("ssm").put_parameter(Name="/test/image", Value=image, Type="String", Overwrite=True)
+        values = {"SshFrom": ssh_from, "Vpc": subnets[0]["VpcId"], "Image": "/test/image",
+                  "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets)}
+        formation.create_stack(StackName="palimpsest", TemplateBody=STACK.read_text(), Capabilities=["CAPABILITY_NAMED_IAM"],
+                               Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()])
+        stack = formation.describe_stacks(StackName="palimpsest")["Stacks"][0]
+        assert stack["StackStatus"] == "CREATE_COMPLETE", stack
+        return next(output["OutputValue"] for output in stack["Outputs"] if output["OutputKey"] == "Fill")
+
+
+def fill(command: str, folder: Path) -> Path:
+    """A copy of gpu.yaml with a stack's ids in it."""
+    (folder / "cluster").mkdir(parents=True, exist_ok=True)
+    path = folder / "cluster" / "gpu.yaml"
+    path.write_text((ROOT / "cluster" / "gpu.yaml").read_text())
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    pytest.importorskip("moto", reason="needs moto[server,cloudformation,ec2,efs,iam,s3,ssm]")
+    pytest.importorskip("boto3", reason="needs boto3")
+    folder = tmp_path_factory.mktemp("aws")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen([sys.executable, __file__, str(port), str(folder / "sold-out")], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=60).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield Aws(url, folder / "sold-out")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def aws(server: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """The account, empty; a home of its own, so that keys go there."""
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST"), timeout=60).close()
+    server.sold_out.unlink(missing_ok=True)
+    for name, value in (ACCOUNT | {"AWS_ENDPOINT_URL": server.url, "HOME": str(tmp_path / "home")}).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "home").mkdir()
+    import ray.autoscaler._private.aws.config as config
+    import ray.autoscaler._private.aws.utils as utils
+
+    for cached in (config._get_subnets_or_die, utils.resource_cache, utils.client_cache):
+        cached.cache_clear()            # Ray keeps its connections to an account for the life of a process
+    return server
+
+
+def bootstrap(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Any]:
+    """What `ray up` does before it launches anything; the config and Ray's provider."""
+    from ray.autoscaler._private.commands import _bootstrap_config
+    from ray.autoscaler._private.providers import _get_node_provider
+
+    monkeypatch.chdir(ROOT)
+    config = _bootstrap_config(yaml.safe_load(path.read_text()), no_config_cache=True)
+    return config, _get_node_provider(config["provider"], config["cluster_name"], use_cache=False)
+
+
+def launch(provider: Any, config: dict[str, Any], name: str, count: int = 1) -> None:
+    """Launch machines of a type as Ray does."""
+    from ray.autoscaler import tags
+
+    kind = "head" if name == config["head_node_type"] else "worker"
+    node = copy.deepcopy(config["available_node_types"][name]["node_config"])
+    node |= config.get("head_node", {}) if kind == "head" else {}
+    provider.create_node(node, {
+        tags.TAG_RAY_NODE_KIND: kind, tags.TAG_RAY_USER_NODE_TYPE: name, tags.TAG_RAY_LAUNCH_CONFIG: "x",
+        tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}", tags.TAG_RAY_NODE_STATUS: "uninitialized"}, count)
+
+
+def words(machine: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+
+
+def test_the_stack_admits_ssh_from_one_range_and_nothing_else(aws: Aws):
+    aws.make_stack()
+    groups = aws.client("ec2").describe_security_groups(Filters=[{"Name": "tag:project", "Values": ["palimpsest"]}])
+    (group,) = groups["SecurityGroups"]
+    outside = [(rule["FromPort"], rule["ToPort"], rule["IpProtocol"], [each["CidrIp"] for each in rule["IpRanges"]])
+               for rule in group["IpPermissions"] if rule["IpRanges"] or rule.get("Ipv6Ranges")]
+    assert outside == [(22, 22, "tcp", [SSH_FROM])]
+    inside = [rule for rule in group["IpPermissions"] if rule["UserIdGroupPairs"]]
+    assert [pair["GroupId"] for rule in inside for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]
+
+
+@pytest.mark.parametrize("everybody", ["0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/7", "198.51.100.7"])
+def test_the_stack_refuses_everybody(everybody: str):
+    import re
+
+    parameters = yaml.load(STACK.read_text(), Loader=_plain())["Parameters"]
+    assert not re.fullmatch(parameters["SshFrom"]["AllowedPattern"], everybody)
+    assert re.fullmatch(parameters["SshFrom"]["AllowedPattern"], SSH_FROM)
+
+
+def _plain() -> type[yaml.SafeLoader]:
+    """A loader that takes CloudFormation's !Ref and !Sub for plain values."""
+    class Plain(yaml.SafeLoader):
+        pass
+
+    def value(loader: Any, tag: str, node: Any) -> Any:
+        return loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else loader.construct_scalar(node)
+
+    Plain.add_multi_constructor("!", value)
+    return Plain
+
+
+def test_the_stack_is_good_cloudformation():
+    """cfn-lint knows AWS's own schemas: types, properties, references, values."""
+    lint = pytest.importorskip("cfnlint.api", reason="needs cfn-lint (it comes with moto[cloudformation])")
+    from cfnlint.config import ManualArgs
+
+    found = lint.lint(STACK.read_text(), config=ManualArgs(regions=[REGION]))
+    assert not found, "\n".join(f"{each.rule.id} {each.linenumber}: {each.message}" for each in found)
+    assert "&" not in STACK.read_text().replace("&&", ""), "CloudFormation takes no YAML aliases"
+    broken = STACK.read_text().replace("ThroughputMode: elastic", "ThroughputMode: fast")
+    assert lint.lint(broken, config=ManualArgs(regions=[REGION])), "the check can fail"
+
+
+def test_roles_can_do_little(aws: Aws):
+    aws.make_stack()
+    iam = aws.client("iam")
+    assert {role["RoleName"] for role in iam.list_roles()["Roles"]} == {"palimpsest-head", "palimpsest-worker"}
+    for role in ("palimpsest-head", "palimpsest-worker"):
+        assert not iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"], "nothing of AWS's *FullAccess"
+    autoscaler = iam.get_role_policy(RoleName="palimpsest-head", PolicyName="autoscaler")["PolicyDocument"]
+    passing = [rule for rule in autoscaler["Statement"] if rule["Action"] == "iam:PassRole"]
+    assert [rule["Resource"] for rule in passing] == [iam.get_role(RoleName="palimpsest-worker")["Role"]["Arn"]]
+    ending = [rule for rule in autoscaler["Statement"] if rule["Action"] == ["ec2:TerminateInstances"]]
+    assert ending[0]["Condition"] == {"StringEquals": {"ec2:ResourceTag/project": "palimpsest"}}
+
+
+def test_bucket_is_private(aws: Aws):
+    fill_command = aws.make_stack()
+    s3 = aws.client("s3")
+    (bucket,) = s3.list_buckets()["Buckets"]
+    assert f"s3://{bucket['Name']}" in fill_command
+    assert all(s3.get_public_access_block(Bucket=bucket["Name"])["PublicAccessBlockConfiguration"].values())
+
+
+def test_fill_leaves_no_placeholder(aws: Aws, tmp_path: Path):
+    path = fill(aws.make_stack(), tmp_path)
+    filled, raw = path.read_text(), (ROOT / "cluster" / "gpu.yaml").read_text()
+    for placeholder in ("ami-0000", "sg-0000", "subnet-0000", "fs-0000", "palimpsest-0000"):
+        assert placeholder in raw and placeholder not in filled
+    assert yaml.safe_load(filled).keys() == yaml.safe_load(raw).keys()
+    files = aws.client("efs").describe_file_systems()["FileSystems"]
+    assert f"NFS={files[0]['FileSystemId']}.efs.{REGION}.amazonaws.com:/ " in filled
+    again = filled
+    subprocess.run(["sh", "-c", aws_fill(aws)], cwd=tmp_path, check=True)
+    assert path.read_text() == again, "filling twice is filling once"
+
+
+def aws_fill(aws: Aws) -> str:
+    outputs = aws.client("cloudformation").describe_stacks(StackName="palimpsest")["Stacks"][0]["Outputs"]
+    return outputs[0]["OutputValue"]
+
+
+def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Everything but SSH: what Ray makes in the account out of gpu.yaml, and that nothing of it stays."""
+    path = fill(aws.make_stack(), tmp_path)
+    ec2 = aws.client("ec2")
+    groups = len(ec2.describe_security_groups()["SecurityGroups"])
+    config, provider = bootstrap(path, monkeypatch)
+    assert len(ec2.describe_security_groups()["SecurityGroups"]) == groups, "Ray makes no group of its own, open to all"
+    assert len(aws.client("iam").list_roles()["Roles"]) == 2, "nor a role"
+    key = Path(config["auth"]["ssh_private_key"])
+    assert key.parent == tmp_path / "home" / ".ssh" and stat.S_IMODE(key.stat().st_mode) == 0o600
+
+    launch(provider, config, "head")
+    launch(provider, config, "l40s", 2)
+    launch(provider, config, "h100-x8")
+    machines = aws.machines()
+    stack = yaml.safe_load(path.read_text())["available_node_types"]["head"]["node_config"]
+    by_type = {name: [each for each in machines if words(each)["ray-user-node-type"] == name] for name in config["available_node_types"]}
+    assert {name: [each["InstanceType"] for each in some] for name, some in by_type.items() if some} == {
+        "head": ["m7i.xlarge"], "l40s": ["g6e.2xlarge"] * len(by_type["l40s"]), "h100-x8": ["p5.48xlarge"]}
+    assert by_type["l40s"]
+    for machine in machines:
+        name = words(machine)["ray-user-node-type"]
+        assert machine.get("InstanceLifecycle", "on-demand") == ("on-demand" if name == "head" else "spot")
+        assert machine["ImageId"] == stack["ImageId"]
+        assert [group["GroupId"] for group in machine["SecurityGroups"]] == stack["SecurityGroupIds"]
+        assert machine["SubnetId"] == stack["SubnetIds"][0]
+        assert machine["IamInstanceProfile"]["Arn"].endswith("palimpsest-head" if name == "head" else "palimpsest-worker")
+        assert machine["MetadataOptions"]["HttpTokens"] == "required"
+        assert words(machine)["project"] == "palimpsest" and words(machine)["ray-cluster-name"] == "palimpsest"
+        assert machine["KeyName"] in [pair["KeyName"] for pair in ec2.describe_key_pairs()["KeyPairs"]]
+    volumes = ec2.describe_volumes()["Volumes"]
+    assert len(volumes) == len(machines)
+    for volume in volumes:
+        assert (volume["Size"], volume["VolumeType"], volume["Encrypted"]) == (200, "gp3", True)
+        assert volume["Attachments"][0]["DeleteOnTermination"]
+
+    assert len(provider.non_terminated_nodes({"ray-node-type": "worker"})) == len(machines) - 1
+    provider.terminate_nodes(provider.non_terminated_nodes({}))
+    assert not provider.non_terminated_nodes({})
+    assert not aws.machines() and not ec2.describe_volumes()["Volumes"]
+
+
+def spot_first(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The provider that the autoscaler on the head uses, made the way the head makes it."""
+    from ray.autoscaler._private.providers import _get_node_provider
+
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    subprocess.run([sys.executable, str(ROOT / "cluster" / "spot.py"), str(path)], check=True)
+    monkeypatch.syspath_prepend(str(ROOT))
+    swapped = yaml.safe_load(path.read_text())
+    assert swapped | {"provider": config["provider"]} == json.loads(json.dumps(config)), "only the provider differs"
+    return _get_node_provider(swapped["provider"], swapped["cluster_name"], use_cache=False)
+
+
+def test_spot_sold_out_means_on_demand(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config, plain = bootstrap(fill(aws.make_stack(), tmp_path), monkeypatch)
+    provider = spot_first(config, tmp_path, monkeypatch)
+    from ray.autoscaler.node_launch_exception import NodeLaunchException
+
+    launch(provider, config, "l40s")
+    aws.sold_out.write_text("InsufficientInstanceCapacity")
+    with pytest.raises(NodeLaunchException):
+        launch(plain, config, "l40s")                  # Ray alone gives up, and would ask the same again for ever
+    launch(provider, config, "l40s")
+    aws.sold_out.unlink()
+    launch(provider, config, "l40s")
+    seen = [(each["InstanceType"], each.get("InstanceLifecycle", "on-demand"), words(each)["palimpsest-market"])
+            for each in aws.machines()]
+    assert sorted(seen) == [("g6e.2xlarge", "on-demand", "on-demand"), *[("g6e.2xlarge", "spot", "spot")] * 2]
+
+    aws.sold_out.write_text("UnauthorizedOperation")   # not about capacity: the full price would not help
+    with pytest.raises(NodeLaunchException):
+        launch(provider, config, "l40s")
+    assert len(aws.machines()) == 3
+
+
+def test_removing_the_stack_keeps_results(aws: Aws):
+    aws.make_stack()
+    text = STACK.read_text()
+    for kind in ("AWS::S3::Bucket", "AWS::EFS::FileSystem"):
+        assert f"Type: {kind}\n    DeletionPolicy: Retain" in text
+    aws.client("cloudformation").delete_stack(StackName="palimpsest")
+    assert not aws.client("iam").list_instance_profiles()["InstanceProfiles"]
+    tagged = aws.client("ec2").describe_security_groups(Filters=[{"Name": "tag:project", "Values": ["palimpsest"]}])
+    assert not tagged["SecurityGroups"]
+
+
+def test_launch_fields_are_the_apis_own():
+    """botocore's description of RunInstances knows every field of every type."""
+    session = pytest.importorskip("botocore.session", reason="needs botocore")
+    from botocore.validate import ParamValidator
+
+    shape = session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    types = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())["available_node_types"]
+    for name, each in types.items():
+        node = {key: value for key, value in each["node_config"].items() if key != "SubnetIds"}      # Ray's own
+        report = ParamValidator().validate(node | {"MinCount": 1, "MaxCount": 1}, shape)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+    assert ParamValidator().validate({"MinCount": 1, "MaxCount": 1, "ImageID": "x"}, shape).has_errors()
+
+
+if __name__ == "__main__":
+    os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "true"      # a misspelt type is refused, as AWS does
+    serve(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

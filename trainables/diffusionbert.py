@@ -1,0 +1,412 @@
+"""DiffusionBERT and masked diffusion: texts disappear word by word behind the mask, and a masked language model
+brings them back.                                                            arXiv 2211.15029, 2406.07524, 2107.03006
+
+    words --tokenizer--> x_0 [B, L] ids                                     text/word_information.py
+    x_t: tokens hidden with the process' probability at t ~ (0, 1]          diffusion/absorbing.py
+    log p(x_0) = masked LM(x_t)        told the time, or not                text/masked_lm.py
+    loss = the bound's term at t, over hidden tokens
+    all hidden --Ancestral--> a word here and there --> ... --> text        diffusion/unmasking.py
+
+One layout in training, bound and sampling (text/layout.py): what is read in front, the start token or the source, is
+always visible and not part of the state; the state is the text, its end and padding.  Lengths are drawn from those of
+the training texts, or written by the model.
+
+Objectives: Mdlm (the mask is no answer, visible tokens are kept, continuous time or T steps; a bound, spindle
+included) and D3pm (the mask is an answer among others; as_published with the published spindle, which is no bound).
+
+Reported, whatever the objective: the bound on -log p(text) for the sampler as it is, on the validation texts, in nats
+per token (pieces and the end token), per piece and per word between blanks, each with its perplexity.
+
+Stages: corpus -> masked LM -> ids -> word information -> checkpoint -> samples -> metrics.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.config import ConfigError, config, override
+from trainables.diffusion.absorbing import PUBLISHED_CAP, Absorbing, mixture_term
+from trainables.diffusion.objectives import D3pm, Mdlm, bound_term, step_of
+from trainables.diffusion.sampler import Sampling
+from trainables.diffusion.steppers import Grid
+from trainables.diffusion.times import Times, stratified
+from trainables.diffusion.unmasking import Ancestral
+from trainables.evaluation.evaluation import Evaluation
+from trainables.evaluation.frechet import Frechet
+from trainables.evaluation.judge import JudgeNll
+from trainables.evaluation.memorisation import Memorisation
+from trainables.evaluation.oracle import OracleScores
+from trainables.evaluation.perplexity import Perplexity
+from trainables.evaluation.text_bound import BoundEstimate, text_bound
+from trainables.evaluation.variety import Variety
+from trainables.randomness import Rng
+from trainables.stages import Context, Stage
+from trainables.system import Batch, Prediction, Walk
+from trainables.text.corpora import Data, HubTexts, Stories
+from trainables.text.encoders import Bert, Pretrained, Small
+from trainables.text.layout import Layout, Lengths, Places
+from trainables.text.masked_lm import MaskedLm, MaskedLmFolder, MaskedLmNetwork, Told
+from trainables.text.word_information import (
+    Measure,
+    TokenSplit,
+    TokenTexts,
+    WordInformation,
+    read_information,
+    sentence_weights,
+)
+from trainables.training.average import Ema, NoAverage
+from trainables.training.batches import Batches
+from trainables.training.learning_rate import Constant, Cosine
+from trainables.training.optimizers import AdamW
+from trainables.training.train import Training
+
+if TYPE_CHECKING:
+    from trainables.trial import Trial
+
+NEVER = -1e4           # log p of what cannot be: its exponential is 0, and guidance may subtract it from itself
+NEARLY = -1e-30        # log p of what is all but certain: 0 itself is for what is known
+LAST = 1e-3            # in continuous time the bound ends with one step from here to 0
+
+
+# ---------------------------------------------------------------- config
+
+
+@config
+class DiffusionBert:
+    """What is hidden when, the model that brings it back, and what it is trained for."""
+
+    lm: MaskedLm = Bert()
+    pretrained: bool = True                              # False: the model's size and words, with fresh weights
+    length: int = 128                                    # tokens of a text, its end one of them; longer texts are cut
+    process: Absorbing = Absorbing()
+    measure: Measure = "frequency"                       # what of a word the spindle looks at
+    objective: Mdlm | D3pm = Mdlm()
+    told: Told = "nothing"                               # how the model learns the time
+    times: Times = Times(low=1e-3)
+    lengths: Lengths = "drawn"                           # where a text ends: see text/layout.py
+    source_length: int = 0                               # tokens of a source; 0: unconditional, sources are not read
+    source_dropout: float = 0.0                          # share of sources replaced by the empty text, for guidance
+    bound: BoundEstimate = BoundEstimate()
+
+    def __post_init__(self):
+        if self.length < 3:
+            raise ValueError(f"length must be at least 3 tokens, the end one of them, not {self.length}")
+        if self.source_length < 0 or 0 < self.source_length < 3:
+            raise ValueError(f"source_length must be 0 (no sources) or at least 3 tokens, not {self.source_length}")
+        if not 0 <= self.source_dropout < 1:
+            raise ValueError(f"source_dropout is a share in [0, 1), not {self.source_dropout}")
+        if self.times.per_token:
+            raise ConfigError("times.per_token", "must be false: the bound has one time for a text")
+        if isinstance(self.objective, D3pm) and self.process.spindle and not self.objective.as_published:
+            raise ConfigError("objective.as_published", "must be true for D3pm with a spindle, which is then a way of "
+                              "training and no bound; Mdlm's term bounds with a spindle too")
+
+    steppers: ClassVar[tuple] = (Ancestral,)
+    reads_class: ClassVar[bool] = False
+
+    @property
+    def reads_source(self) -> bool:
+        return self.source_length > 0
+
+    @property
+    def state_length(self) -> int:
+        """Positions of what is diffused."""
+        return self.length
+
+    def folder(self, data: Data) -> MaskedLmFolder:
+        return MaskedLmFolder(data=data, lm=self.lm)
+
+    def texts(self, data: Data) -> TokenTexts:
+        return TokenTexts(data=data, lm=self.lm, length=self.length, source_length=self.source_length)
+
+    def information(self, data: Data) -> WordInformation:
+        return WordInformation(texts=self.texts(data), measure=self.measure)
+
+    def learned(self) -> "DiffusionBert":
+        return self
+
+    def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
+        return self.folder(data), self.texts(data), self.information(data)
+
+    def needs_to_sample(self, data: Data) -> tuple[Stage, ...]:
+        return self.needs_to_train(data)
+
+    def build(self, data: Data, context: Context) -> "DiffusionBertSystem":
+        """The system as training finds it, on the CPU; what is not pretrained comes from torch's global generator."""
+        with torch.random.fork_rng(devices=[]):              # a stage that is made only now must not change the weights
+            for stage in self.needs_to_train(data):
+                context.get(stage)
+        network = MaskedLmNetwork.load(context.get(self.folder(data)), self.told, untrained=not self.pretrained)
+        needed = self.length + (self.source_length or len(network.words.start))
+        if needed > network.positions:
+            raise ConfigError("system.length", f"the model reads {network.positions} tokens at most, and text and "
+                                               f"source would be {needed}")
+        return DiffusionBertSystem(self, network, self.texts(data), context)
+
+    build_to_sample = build
+
+
+# ---------------------------------------------------------------- system
+
+
+class DiffusionBertSystem(nn.Module):
+    """DiffusionBert with weights: a System (system.py) that draws lengths."""
+
+    weights: Tensor
+    value: Tensor
+
+    def __init__(self, cfg: DiffusionBert, network: MaskedLmNetwork, texts: TokenTexts, context: Context):
+        super().__init__()
+        self.cfg, self.network, self.words, self.mask = cfg, network, network.words, network.mask
+        self.split_folder = context.get(texts)
+        known = read_information(context.get(cfg.information(texts.data)))
+        try:
+            cfg.process.check(known["weight"])
+        except ValueError as error:
+            raise ConfigError("system.process.spindle", str(error)) from None
+        lengths = known["lengths"]
+        self.layout = Layout(network, cfg.length, cfg.source_length, cfg.lengths, lengths)
+        counted = lengths.double() @ torch.arange(lengths.shape[1], dtype=torch.float64)
+        typical = float(counted.sum() / lengths.sum()) - 1                   # words of a text, without the end
+        self.typical = float(cfg.length) if cfg.lengths == "written" else max(typical, 1.0)
+        room = (0, network.vocabulary - self.words.vocabulary)
+        self.register_buffer("weights", F.pad(known["weight"], room), persistent=False)
+        self.register_buffer("value", F.pad(known["value"], room), persistent=False)
+
+    # ---------------------------------------------------------------- training
+
+    def loss(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Tensor]:
+        """Nats per token that is to be said, weighted as the objective says; `bound` alone, without other terms."""
+        cfg, objective = self.cfg, self.cfg.objective
+        able = self.layout.able(batch)
+        t = cfg.times.draw(batch.mask, progress, rng).double()
+        t, s = step_of(t, objective.steps)
+        published = isinstance(objective, D3pm) and objective.as_published
+        x_t = self.hide(batch.ids, able, t, rng, published)
+        places = self.layout.places(batch, len(t), cfg.source_dropout, rng if self.training else None)
+        h = self.states(x_t, t, places)
+        hidden = able & (x_t == self.mask)
+        if isinstance(objective, D3pm):
+            log_p = self.log_p(h[able], mask_too=True)
+            crossed, share = -log_p.gather(1, batch.ids[able][:, None]).squeeze(1), _share(able)
+            term = self.mixture(log_p[hidden[able]], batch, hidden, t, s, published)
+        else:
+            log_p = self.log_p(h[hidden])
+            crossed, share = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1), _share(hidden)
+            term = self.term(log_p, batch.ids[hidden], hidden, t, s)
+        bound = (term * _share(hidden)).sum() / self.typical
+        cross_entropy = (crossed * share).sum() / self.typical
+        return {"loss": (objective.bound * bound + objective.cross_entropy * cross_entropy).float(),
+                "bound": bound.detach().float(), "cross_entropy": cross_entropy.detach().float()}
+
+    def hide(self, ids: Tensor, able: Tensor, t: Tensor, rng: Rng, published: bool = False) -> Tensor:
+        """x_t [B, L]; what is not able to be hidden stays."""
+        process = self.cfg.process
+        weights = self.published_weights(ids, able) if published else self.weights[ids]
+        x_t = process.corrupt(ids, t, self.mask, rng, weights, PUBLISHED_CAP if published else 1.0)
+        return torch.where(able, x_t, ids)
+
+    def published_weights(self, ids: Tensor, able: Tensor) -> Tensor:
+        """The spindle's weights [B, L] as published: centred on the sentence."""
+        return sentence_weights(self.value[ids], able, self.cfg.measure)
+
+    def term(self, log_p: Tensor, words: Tensor, hidden: Tensor, t: Tensor, s: Tensor | None) -> Tensor:
+        """The bound's estimate from one time, [n] nats at the n hidden positions of [B, L].   t, s [B, 1]"""
+        late, early = _at(t, hidden)[:, None], None if s is None else _at(s, hidden)[:, None]
+        return bound_term(self.cfg.process, log_p, words, late, early, self.weights)
+
+    def mixture(self, log_p: Tensor, batch: Batch, hidden: Tensor, t: Tensor, s: Tensor | None,
+                published: bool) -> Tensor:
+        """The same of D3PM's mixture, the mask being among log_p's words."""
+        assert s is not None
+        process, ids = self.cfg.process, batch.ids
+        weights = self.published_weights(ids, self.layout.able(batch)) if published else None
+        keep = process.keep(s, weights, PUBLISHED_CAP if published else 1.0).expand(ids.shape)
+        term = mixture_term(log_p, ids[hidden], self.mask, keep[hidden], _at(process.base_reveal(t, s), hidden))
+        return term / _at(t - s, hidden)
+
+    # ---------------------------------------------------------------- the bound
+
+    def diagnose(self) -> dict[str, Tensor]:
+        """The bound on the validation texts, at each validation, on the averaged weights (evaluation/text_bound.py).
+
+        bound_published_per_token: beside it, D3pm's own sum where it is trained as published, which bounds nothing.
+        """
+        rows, device = self.batches("valid"), self.weights.device
+        found = text_bound(self, rows, self.cfg.bound, device)
+        if isinstance(self.cfg.objective, D3pm) and self.cfg.objective.as_published:
+            own = text_bound(Published(self), rows, self.cfg.bound, device)
+            found["bound_published_per_token"] = own["bound_per_token"]
+        return found
+
+    def estimate(self, batch: Batch, steps: int, rng: Rng) -> Tensor:
+        """An unbiased estimate [B] of the bound on -ln p(x_0 | its length), from one call."""
+        u = 1 - stratified(len(batch), 1, rng)                                               # in (0, 1]
+        if steps:
+            t, s = step_of(u, steps)
+        else:
+            t, s = u.clamp(min=LAST), None
+        able = self.layout.able(batch)
+        x_t = self.hide(batch.ids, able, t, rng)
+        hidden = able & (x_t == self.mask)
+        log_p = self.log_p(self.states(x_t, t, self.layout.places(batch, len(t)))[hidden])
+        term = self.term(log_p, batch.ids[hidden], hidden, t, s)
+        if s is None:              # the last stretch is one step to 0: everything is revealed, at any word's rate
+            said = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1)
+            term = torch.where(_at(u, hidden) < LAST, said.double() / LAST, term)
+        return _rows(hidden, term)
+
+    def length_cost(self, batch: Batch) -> Tensor:
+        """-ln P(the texts' lengths) [B]"""
+        return self.layout.length_cost(batch)
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """Tokens, pieces and words."""
+        return self.layout.count(batch)
+
+    # ---------------------------------------------------------------- the network
+
+    def states(self, x_t: Tensor, t: Tensor, places: Places) -> Tensor:
+        """The states [B, L, D] of the text's places."""
+        ids = torch.cat([places.front, x_t], 1)
+        S = places.front.shape[1]
+        kind = None
+        if self.cfg.reads_source:
+            kind = (torch.arange(ids.shape[1], device=ids.device) >= S).long().expand(ids.shape)
+        told = t.amax(1, keepdim=True).float()                               # a prompt's time is 0: the others' counts
+        return self.network.states(ids, torch.cat([places.front_mask, places.read], 1), told, kind)[:, S:]
+
+    def log_p(self, h: Tensor, mask_too: bool = False) -> Tensor:
+        """log p(x_0) [n, V] float32 at states [n, D], without what a text never holds."""
+        never = self.layout.never
+        if mask_too:
+            never = never.clone()
+            never[self.mask] = False
+        return self.network.head(h).float().masked_fill(never, -torch.inf).log_softmax(-1).clamp(NEVER, NEARLY)
+
+    # ---------------------------------------------------------------- sampling
+
+    def times(self, grid: Grid, steps: int) -> Tensor:
+        return grid.times(self.cfg.process.schedule, steps)              # type: ignore[arg-type]
+
+    def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
+        """Everything hidden."""
+        return torch.full(shape, self.mask, device=self.weights.device)
+
+    def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
+        """Lengths from the training texts' law, given how long the sources are where the batch has them."""
+        return self.layout.draw_mask(rows, rng, batch)
+
+    def denoise(self, x_t: Tensor, t: Tensor, *, previous: Prediction | None, batch: Batch | None = None) -> Prediction:
+        """log p(x_0) [B, L, V]: exactly 0 for what is known, the visible tokens and what the layout fixes."""
+        places = self.layout.places(batch, len(x_t))
+        x_t = torch.where(places.known & (x_t == self.mask), places.ids, x_t)
+        hidden = x_t == self.mask
+        h = self.states(x_t, t, places)
+        log_p = torch.full((*x_t.shape, self.network.vocabulary), NEVER, device=x_t.device)
+        log_p.scatter_(2, x_t[..., None], 0.0)
+        log_p[hidden] = self.log_p(h[hidden])
+        return Prediction(log_p)
+
+    def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
+        s = torch.zeros_like(s) if walk.last else s                          # the last step leaves nothing hidden
+        weights = self.weights if self.cfg.process.spindle else None
+        return walk.stepper.step(self.cfg.process, x_t, hat.x0, t, s, self.mask, walk.rng, weights)
+
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+        """Words up to the first end token."""
+        return self.words.texts(x)
+
+    # ---------------------------------------------------------------- data
+
+    def batches(self, split: str) -> Batches:
+        return TokenSplit(self.split_folder, split)
+
+
+class Published:
+    """The sum that DiffusionBERT reports for a bound: D3PM's mixture, its spindle centred on each sentence."""
+
+    def __init__(self, system: DiffusionBertSystem):
+        self.system, self.length_cost, self.count = system, system.length_cost, system.count
+
+    def estimate(self, batch: Batch, steps: int, rng: Rng) -> Tensor:
+        """Of the objective's own number of steps, whatever `steps`.   [B]"""
+        system = self.system
+        t, s = step_of(1 - stratified(len(batch), 1, rng), system.cfg.objective.steps)
+        able = system.layout.able(batch)
+        x_t = system.hide(batch.ids, able, t, rng, published=True)
+        hidden = able & (x_t == system.mask)
+        h = system.states(x_t, t, system.layout.places(batch, len(t)))
+        return _rows(hidden, system.mixture(system.log_p(h[hidden], mask_too=True), batch, hidden, t, s, True))
+
+
+def _share(which: Tensor) -> Tensor:
+    """1 / B for each of the true places of [B, L]: what makes a sum over them a mean over rows."""
+    return torch.full((int(which.sum()),), 1.0 / len(which), device=which.device)
+
+
+def _rows(which: Tensor, values: Tensor) -> Tensor:
+    """The sum [B] over each row of values [n] at the n true places of [B, L]."""
+    return torch.zeros(len(which), dtype=torch.float64, device=values.device).index_add(
+        0, which.nonzero()[:, 0], values.double())
+
+
+def _at(values: Tensor, which: Tensor) -> Tensor:
+    """values [B, 1] at the n true places of [B, L] -> [n]"""
+    return values.expand(which.shape)[which]
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def diffusionbert(data: Data = HubTexts(name="billion-word-benchmark/lm1b")) -> "Trial":
+    """The paper's recipe, to the number: LM1B, bert-base-uncased, the published spindle and hybrid loss."""
+    from trainables.trial import Trial  # a trial names the systems, so the recipe names it late
+
+    return Trial(
+        system=DiffusionBert(
+            lm=Bert(weights=Pretrained(name="google-bert/bert-base-uncased")),
+            length=129,                                                               # 128 pieces and the end
+            process=Absorbing(spindle=0.3),
+            objective=D3pm(steps=2048, cross_entropy=20.48, as_published=True),       # hybrid_lambda 1e-2
+            bound=BoundEstimate(steps=128, texts=1_024, draws=16)),
+        data=data,
+        training=Training(
+            optimizer=AdamW(lr=3e-6, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, decays="all"),
+            schedule=Constant(warmup=10_000, start=1e-8 / 3e-6), ema=NoAverage(),
+            steps=1_900_000, batch=32, clip=5.0, record_every=1_000, validate_every=15_000, save_every=15_000),
+        sampling=Sampling(stepper=Ancestral(top_k=30), steps=128, count=1_000, batch=50),
+        evaluation=Evaluation(
+            metrics=(Perplexity(name="gpt2-large"), JudgeNll(), Variety(), Memorisation()), references=1_000))
+
+
+def diffusionbert_laptop(data: Data = Stories()) -> "Trial":
+    """A recipe that learns the built-in corpus in about a minute on one core; other texts get longer sequences."""
+    from trainables.trial import Trial
+
+    stories = isinstance(data, Stories)
+    return Trial(
+        system=DiffusionBert(
+            lm=Bert(weights=small_lm(width=64) if stories else override(small_lm(width=96), {
+                "training.steps": 600, "training.batch": 32})),
+            length=12 if stories else 64),
+        data=data,
+        training=Training(
+            optimizer=AdamW(lr=3e-3, betas=(0.9, 0.98)), schedule=Cosine(warmup=100), ema=Ema(decay=0.99),
+            steps=1_500 if stories else 1_200, batch=64 if stories else 32, record_every=50, validate_every=500,
+            save_every=500, validate_on=512),
+        sampling=Sampling(stepper=Ancestral(), steps=64, count=500, batch=250),
+        evaluation=Evaluation(
+            metrics=(OracleScores(), Variety(), Memorisation()) if stories else
+            (Frechet(), JudgeNll(), Variety(), Memorisation()),
+            references=500))
+
+
+def small_lm(width: int) -> Small:
+    """A masked language model small enough to be trained before breakfast; diffusion hides more than 15 % of a text, so
+    it does too."""
+    return Small(layers=3, width=width, heads=2, feedforward=4 * width, dropout=0.0, vocabulary=1_000, hidden=0.45,
+                 length=64, training=Training(optimizer=AdamW(lr=3e-3, betas=(0.9, 0.98)), schedule=Cosine(warmup=50),
+                                              ema=NoAverage(), steps=1_000, batch=64))
