@@ -7,6 +7,7 @@
 #   SHARED   the folder for --out, which all machines see                                (needed)
 #   NFS      what to mount there; without it, SHARED must be there already
 #   STORE    where stages go, for --store; without it, into --out
+#   SSH_FROM where SSH may come from (CIDR), for clouds whose own rules Ray leaves open: a firewall on this machine
 #   VENV     a virtual environment that is there already; without it, ~/venv is made to the versions of constraints.txt
 set -euo pipefail
 
@@ -31,10 +32,25 @@ line='. ~/.palimpsest/env'
 touch ~/.bashrc
 grep -qxF "$line" ~/.bashrc || { printf '%s\n' "$line" | cat - ~/.bashrc > ~/.bashrc.new; mv ~/.bashrc.new ~/.bashrc; }
 
+if [ -n "${SSH_FROM:-}" ]; then
+  python3 - "$SSH_FROM" "${SSH_CLIENT%% *}" <<'INSIDE'
+import ipaddress, sys
+network, client = ipaddress.ip_network(sys.argv[1]), ipaddress.ip_address(sys.argv[2] or "127.0.0.1")
+if network.prefixlen < 8:
+    sys.exit(f"node.sh: SSH_FROM={network} is half of the world; name your own address or range")
+if client not in network and not client.is_private:
+    sys.exit(f"node.sh: you come from {client}, and SSH_FROM={network} would lock you out")
+INSIDE
+  sudo ufw default deny incoming
+  for inside in 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16; do sudo ufw allow from "$inside"; done       # the other machines
+  sudo ufw allow proto tcp from "$SSH_FROM" to any port 22
+  sudo ufw --force enable
+fi
+
 if [ -n "${NFS:-}" ] && ! mountpoint -q "$SHARED"; then
-  command -v mount.nfs4 > /dev/null || { sudo apt-get update -q; sudo apt-get install -y -q nfs-common; }
+  command -v mount.nfs > /dev/null || { sudo apt-get update -q; sudo apt-get install -y -q nfs-common; }
   sudo mkdir -p "$SHARED"
-  sudo mount -t nfs4 -o "${NFS_OPTIONS:-nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport}" "$NFS" "$SHARED"
+  sudo mount -t nfs -o "${NFS_OPTIONS:-nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport}" "$NFS" "$SHARED"
   [ -w "$SHARED" ] || sudo chown "$(id -u):$(id -g)" "$SHARED"
 fi
 probe="$SHARED/.writable-$(hostname)-$$"

@@ -38,9 +38,9 @@ study = Study(
     arms={
         "packed": Arm(),
         "padded": Arm(unpacked),
-        "packed, noise per token": Arm(PER_TOKEN),
-        "padded, noise per token": Arm(lambda trial: unpacked(trial) | PER_TOKEN),
-        "packed, half per token": Arm({"system.multilevel": 0.5}),
+        "packed per token": Arm(PER_TOKEN),
+        "padded per token": Arm(lambda trial: unpacked(trial) | PER_TOKEN),
+        "packed half per token": Arm({"system.multilevel": 0.5}),
     },
     report=(
         Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),

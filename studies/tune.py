@@ -171,7 +171,12 @@ def run(
     main(study, context.args)
 
 
-if __name__ == "__main__":
+def command(arguments: list[str] | None = None) -> None:
+    """The command line; sys.argv where None."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
-    app(prog_name="tune.py")
+    app(args=arguments, prog_name="tune.py")
+
+
+if __name__ == "__main__":
+    command()

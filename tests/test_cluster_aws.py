@@ -28,11 +28,13 @@ ROOT = Path(__file__).resolve().parent.parent
 STACK = ROOT / "cluster" / "aws.yaml"
 REGION = "us-west-2"
 SSH_FROM = "198.51.100.0/24"
+IMAGES = {"/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id": "ami-12c6146b"}
 ACCOUNT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
 
 
 def serve(port: int, sold_out: Path, host: str = "127.0.0.1") -> None:
     """moto, with a spot market that has nothing while `sold_out` exists."""
+    from moto.cloudformation.parsing import ResourceMap
     from moto.ec2.exceptions import EC2ClientError
     from moto.ec2.models.instances import InstanceBackend
     from moto.server import main
@@ -45,6 +47,8 @@ def serve(port: int, sold_out: Path, host: str = "127.0.0.1") -> None:
         return launch(self, *arguments, **options)
 
     InstanceBackend.run_instances = run_instances      # type: ignore[method-assign]
+    # moto has a copy of AWS's public parameters, but not of the deep learning images'.
+    ResourceMap.parse_ssm_parameter = lambda self, name, kind: IMAGES[name]      # type: ignore[method-assign]
     main(["-H", host, "-p", str(port)])
 
 
@@ -72,9 +76,7 @@ class Aws:
         ec2, formation = self.client("ec2"), self.client("cloudformation")
         subnets = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
         subnets = sorted(subnets, key=lambda subnet: subnet["AvailabilityZone"])[:3]
-        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
-        self.client("ssm").put_parameter(Name="/test/image", Value=image, Type="String", Overwrite=True)
-        values = {"SshFrom": ssh_from, "Vpc": subnets[0]["VpcId"], "Image": "/test/image",
+        values = {"SshFrom": ssh_from, "Vpc": subnets[0]["VpcId"],
                   "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets)}
         formation.create_stack(StackName="palimpsest", TemplateBody=STACK.read_text(), Capabilities=["CAPABILITY_NAMED_IAM"],
                                Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()])
@@ -210,18 +212,20 @@ def test_roles_can_do_little(aws: Aws):
     for role in ("palimpsest-head", "palimpsest-worker"):
         assert not iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"], "nothing of AWS's *FullAccess"
     autoscaler = iam.get_role_policy(RoleName="palimpsest-head", PolicyName="autoscaler")["PolicyDocument"]
+    autoscaler = yaml.safe_load(autoscaler) if isinstance(autoscaler, str) else autoscaler     # moto: as text
     passing = [rule for rule in autoscaler["Statement"] if rule["Action"] == "iam:PassRole"]
     assert [rule["Resource"] for rule in passing] == [iam.get_role(RoleName="palimpsest-worker")["Role"]["Arn"]]
     ending = [rule for rule in autoscaler["Statement"] if rule["Action"] == ["ec2:TerminateInstances"]]
     assert ending[0]["Condition"] == {"StringEquals": {"ec2:ResourceTag/project": "palimpsest"}}
 
 
-def test_bucket_is_private(aws: Aws):
-    fill_command = aws.make_stack()
-    s3 = aws.client("s3")
-    (bucket,) = s3.list_buckets()["Buckets"]
-    assert f"s3://{bucket['Name']}" in fill_command
-    assert all(s3.get_public_access_block(Bucket=bucket["Name"])["PublicAccessBlockConfiguration"].values())
+def test_bucket_is_private_and_the_stacks(aws: Aws):
+    command = aws.make_stack()
+    (bucket,) = aws.client("s3").list_buckets()["Buckets"]
+    assert f"s3://{bucket['Name']}" in command
+    properties = yaml.load(STACK.read_text(), Loader=_plain())["Resources"]["Bucket"]["Properties"]
+    assert all(properties["PublicAccessBlockConfiguration"].values())      # moto does not apply this part
+    assert len(properties["PublicAccessBlockConfiguration"]) == 4
 
 
 def test_fill_leaves_no_placeholder(aws: Aws, tmp_path: Path):
@@ -246,6 +250,9 @@ def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.
     """Everything but SSH: what Ray makes in the account out of gpu.yaml, and that nothing of it stays."""
     path = fill(aws.make_stack(), tmp_path)
     ec2 = aws.client("ec2")
+    disks = [disk for each in yaml.safe_load(path.read_text())["available_node_types"].values()
+             for disk in each["node_config"]["BlockDeviceMappings"]]
+    assert all(disk["Ebs"]["DeleteOnTermination"] for disk in disks)
     groups = len(ec2.describe_security_groups()["SecurityGroups"])
     config, provider = bootstrap(path, monkeypatch)
     assert len(ec2.describe_security_groups()["SecurityGroups"]) == groups, "Ray makes no group of its own, open to all"
@@ -276,7 +283,6 @@ def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.
     assert len(volumes) == len(machines)
     for volume in volumes:
         assert (volume["Size"], volume["VolumeType"], volume["Encrypted"]) == (200, "gp3", True)
-        assert volume["Attachments"][0]["DeleteOnTermination"]
 
     assert len(provider.non_terminated_nodes({"ray-node-type": "worker"})) == len(machines) - 1
     provider.terminate_nodes(provider.non_terminated_nodes({}))

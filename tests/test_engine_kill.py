@@ -1,101 +1,99 @@
-"""Interrupted and killed studies: the same command continues, and ends as if nothing had happened."""
+"""Told to end, killed in part, out of room: the same command continues, and ends as if nothing had happened."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import chaos
 import pytest
-from fake_trial import Trial
 
-from studies.engine.compare import interval
 from studies.engine.ledger import read_from
-from trainables.config import override
-from trainables.stages import Context, Store
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
     "DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "ResourceWarning")]
 
-ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = """
-from fake_trial import Trial, recipe
-from studies.engine.main import main
-from studies.engine.study import Arm, Minimise, Scale, Study
-main(Study(name="toy", question="Which?", seeds=2, report=(Minimise("test/error"),), scales={"laptop": Scale(recipe)},
-           arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})}))
-"""
-PAUSE = 0.4                             # seconds a step takes; 10 steps a cell
+
+def steps(out: Path) -> dict[str, list[int]]:
+    """Cell -> the steps that it has recorded, again and again if so."""
+    return {path.stem: [line["step"] for line in read_from(path, 0)[0] if line["kind"] in ("metrics", "again")
+                        and "train/loss" in line["metrics"]] for path in chaos.cells(out)}
 
 
-def start(out: Path) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, "--out", str(out), "--json", str(out / "outcome.json"),
-                             "--set", f"training.pause={PAUSE}"], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def wait_until(happens, process: subprocess.Popen) -> None:
-    deadline = time.time() + 120
-    while not happens():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.time() < deadline, "it never happened"
-        time.sleep(0.1)
-
-
-def steps(out: Path) -> int:
-    """Steps that the cells have recorded so far."""
-    paths = [path for path in (out / "toy" / "outbox").glob("*.jsonl") if not path.name.startswith(("stage-", "study"))]
-    return sum(line["kind"] == "metrics" and "train/loss" in line["metrics"] for path in paths
-               for line in read_from(path, 0)[0])
-
-
-def runs(out: Path) -> dict:
-    from mlflow import MlflowClient
-    client = MlflowClient(tracking_uri=f"sqlite:///{out}/mlflow.db")
-    experiment = client.get_experiment_by_name("toy")
-    assert experiment is not None
-    found = {}
-    for run in client.search_runs([experiment.experiment_id]):
-        curve = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-        assert found.setdefault(run.data.tags["trial_key"], (run.info.status, curve))[1] is curve, "two runs of a cell"
+def at_work(driver: subprocess.Popen) -> list[int]:
+    """The driver's Ray workers that are inside a trial."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            words = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if "ray::" in words and "train" in words and ancestor(int(status.parent.name), driver.pid):
+                found.append(int(status.parent.name))
+        except OSError:
+            continue
     return found
 
 
-def test_interrupted_then_killed_then_finished(tmp_path):
-    process = start(tmp_path)
-    wait_until(lambda: steps(tmp_path) >= 4, process)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=90)[0]
-    assert process.returncode == 130 and "the same command continues" in printed, printed
-    assert "RUNNING" not in [status for status, _ in runs(tmp_path).values()]
+def ancestor(pid: int, wanted: int) -> bool:
+    while pid > 1:
+        if pid == wanted:
+            return True
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(") ")[2].split()
+        pid = int(fields[1])
+    return False
 
-    process = start(tmp_path)
-    before = steps(tmp_path)
-    wait_until(lambda: steps(tmp_path) >= before + 6, process)
-    process.kill()
-    process.communicate()
 
-    process = start(tmp_path)            # at once: what the dead driver left may still be dying
-    printed = process.communicate(timeout=150)[0]
-    assert process.returncode == 0, printed
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
+def test_notice_is_a_checkpoint_and_a_killed_worker_costs_steps(tmp_path):
+    driver = chaos.start(tmp_path)
+    assert chaos.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 8, driver), chaos.printed(tmp_path)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(90) == 130 and "the same command continues" in chaos.printed(tmp_path)
+    told = steps(tmp_path)
+    records = {path.stem for path in (tmp_path / "toy" / "cells").glob("*.json")}
+    for path in (tmp_path / "stages").glob("Trained-*.partial/state.json"):
+        saved = json.loads(path.read_text())[0]          # saved where it was, not at the last of its checkpoints
+        assert saved in [seen[-1] for key, seen in told.items() if key not in records]
+    unfinished = told.keys() - records
+    assert unfinished                                     # and none of these is a failure
+    for key in unfinished:
+        lines = read_from(tmp_path / "toy" / "outbox" / f"{key}.jsonl", 0)[0]
+        assert lines[-1]["kind"] == "end" and lines[-1]["status"] == "stopped"
 
-    found = runs(tmp_path)
-    cells = [cell for arm in outcome["arms"] for cell in arm["cells"]]
-    assert found.keys() == {cell["trial"] for cell in cells} | {"study"} and len(cells) == 4
-    assert {status for status, _ in found.values()} == {"FINISHED"}
-    assert all(found[cell["trial"]][1] == list(range(1, 11)) for cell in cells)      # whole curves, each step once
+    driver = chaos.start(tmp_path)
+    assert chaos.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 15 and bool(at_work(driver)), driver)
+    for pid in at_work(driver)[:1]:
+        os.kill(pid, signal.SIGKILL)
+    assert driver.wait(180) == 0, chaos.printed(tmp_path)
+    chaos.verify(tmp_path)
+    for key in unfinished:                                # steps were repeated after the kill only
+        attempts = [line["attempt"] for line in read_from(tmp_path / "toy" / "outbox" / f"{key}.jsonl", 0)[0]
+                    if line["kind"] == "start"]
+        assert attempts == list(range(1, len(attempts) + 1)) and len(attempts) in (2, 3)
 
-    undisturbed = Context(Store(tmp_path / "reference"))
-    for arm, kind in (("plain", "plain"), ("fancy", "fancy")):
-        values = []
-        for seed in (0, 1):
-            trial = override(Trial(), {"system.kind": kind, "seed": seed})
-            values.append(json.loads((undisturbed.get(trial.metrics()) / "metrics.json").read_text())["test/error"])
-        expected = interval(values)
-        row = next(row for row in outcome["arms"] if row["name"] == arm)
-        assert row["metrics"]["test/error"] == {"mean": expected.mean, "low": expected.low, "high": expected.high}
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_halts_the_study_and_room_lets_it_continue(small_disk):
+    driver = chaos.start(small_disk)
+    assert chaos.wait(lambda: sum(map(len, steps(small_disk).values())) >= 4, driver), chaos.printed(small_disk)
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    began = time.monotonic()
+    code = driver.wait(120)
+    assert code == 3 and time.monotonic() - began < 100, chaos.printed(small_disk)
+    ballast.unlink()
+    chaos.finish(small_disk)
+    chaos.verify(small_disk)

@@ -1,10 +1,17 @@
 """The shipper: exactly once, whatever the server does in between."""
 
-import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 
-from studies.engine.ledger import Outbox
+from studies.engine.ledger import Outbox, curves
 from studies.engine.tracking import Shipper, Tracking, run_ids
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
@@ -69,13 +76,23 @@ def test_a_server_that_is_away_is_a_backlog_and_a_replay_changes_nothing(out, mo
     assert state(again) == known
 
 
-def test_a_database_that_was_deleted_is_filled_again(out):
+def test_a_database_that_was_restored_is_filled_again(out):
+    """It has forgotten what the journal knows; then everything is sent again, to the runs that are left."""
+    first = Tracking("toy", out)
     tell(out, "k1", range(1, 4), "done")
-    assert Shipper(Tracking("toy", out), out / "toy" / "outbox").drain()
-    (out / "mlflow.db").rename(out / "lost.db")
-    tracking = Tracking("toy", out)
-    assert Shipper(tracking, out / "toy" / "outbox").drain()
-    assert state(tracking)["k1"][1:] == ("FINISHED", [1, 2, 3], 2.0, 151, 1)
+    assert Shipper(first, out / "toy" / "outbox").close()
+    with sqlite3.connect(out / "mlflow.db") as database, sqlite3.connect(out / "backup.db") as backup:
+        database.backup(backup)
+    tell(out, "k1", range(4, 6), "done")
+    tell(out, "k2", range(1, 3), "done")
+    assert Shipper(Tracking("toy", out), out / "toy" / "outbox").close()
+    known = state(first)
+    with sqlite3.connect(out / "mlflow.db") as database, sqlite3.connect(out / "backup.db") as backup:
+        backup.backup(database)
+    assert "k2" not in state(first) and state(first)["k1"][2] == [1, 2, 3]
+    assert Shipper(Tracking("toy", out), out / "toy" / "outbox").close()
+    restored = state(first)
+    assert restored["k1"] == known["k1"] and restored["k2"][1:] == known["k2"][1:]
 
 
 def test_no_run_stays_running_behind_a_dead_driver(out):
@@ -88,14 +105,115 @@ def test_no_run_stays_running_behind_a_dead_driver(out):
         "study": "KILLED", "continues": "RUNNING", "removed": "KILLED"}
 
 
-def test_shared_stages_curves_belong_to_the_study(out):
+def test_a_shared_stage_has_a_run_of_its_own(out):
     outbox = Outbox(out / "toy" / "outbox" / "stage-Table-1.jsonl")
-    outbox.start(key="Table-1", stage=True)
+    outbox.start(key="Table-1", name="Table (plain, fancy)", params={"kind": "plain"}, tags={"stage": "Table"})
     outbox.record(5, {"train/loss": 0.5})
     outbox.end("done", 1.0)
     outbox.close()
     tracking = Tracking("toy", out)
     assert Shipper(tracking, out / "toy" / "outbox").drain()
-    (parent,) = tracking.client.search_runs([tracking.experiment])
-    assert parent.data.metrics == {"Table-1/train/loss": 0.5}
-    assert json.loads(next((out / "toy" / "outbox").glob(".shipped-*")).read_text())["stage-Table-1"]["offset"] > 0
+    runs = {run.data.tags["kind"]: run for run in tracking.client.search_runs([tracking.experiment])}
+    assert set(runs) == {"study", "stage"} and runs["study"].data.metrics == {}
+    stage = runs["stage"]
+    assert stage.data.metrics == {"train/loss": 0.5} and stage.data.params == {"kind": "plain"}
+    assert stage.info.run_name == "Table (plain, fancy)" and stage.info.status == "FINISHED"
+    assert stage.data.tags["mlflow.parentRunId"] == runs["study"].info.run_id
+    tracking.settle()                                     # the parent runs on only while a driver does
+    assert tracking.client.get_run(tracking.runs["study"]).info.status == "KILLED"
+
+
+def test_points_past_the_checkpoint_are_superseded_and_not_doubled(out):
+    """The first attempt dies after step 4; the second begins at step 3 with another number of workers."""
+    path = out / "toy" / "outbox" / "k1.jsonl"
+    for attempt in (1, 2):
+        outbox = Outbox(path)
+        outbox.start(key="k1", name="cell", params={}, tags={})
+        for step in range(1, 5) if attempt == 1 else range(3, 7):
+            outbox.record(step, {"train/loss": step + (0.125 if attempt == 2 and step == 4 else 0.0)})
+        if attempt == 2:
+            outbox.end("done", 1.0)
+        outbox.close()
+    expected = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.125, 5: 5.0, 6: 6.0}
+    assert curves(path) == {"train/loss": expected}
+    tracking = Tracking("toy", out)
+    assert Shipper(tracking, out / "toy" / "outbox").drain()
+    history = tracking.client.get_metric_history(tracking.runs["k1"], "train/loss")
+    assert [(point.step, point.value) for point in history] == list(expected.items())
+
+
+def test_a_journal_line_torn_by_a_kill_costs_a_replay_and_no_more(out):
+    tell(out, "k1", range(1, 4), "done")
+    tracking = Tracking("toy", out)
+    assert Shipper(tracking, out / "toy" / "outbox").close()
+    known = state(tracking)
+    (journal,) = (out / "toy" / "outbox").glob(".shipped-*")
+    lines = journal.read_text().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        journal.write_text("".join(lines[:kept]) + lines[kept][:7])
+        again = Tracking("toy", out)
+        assert Shipper(again, out / "toy" / "outbox").close()
+        assert state(again) == known, f"after {kept} lines"
+
+
+def test_a_server_that_is_killed_and_comes_back_minutes_later(out, monkeypatch):
+    """A real server over HTTP: while it is dead, recording goes on; when it is back, not a point is missing."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    server = serve(out, port)
+    try:
+        tracking = Tracking("toy", out)
+        shipper = Shipper(tracking, out / "toy" / "outbox", every=0.2)
+        shipper.start()
+        tell(out, "k1", range(1, 40), None)
+        wait(lambda: "k1" in shipper.journal.runs)
+        kill(server)
+        began = time.perf_counter()
+        tell(out, "k1", range(40, 80), "done")
+        tell(out, "k2", range(1, 20), "failed")
+        assert time.perf_counter() - began < 5            # nobody waited for it
+        wait(lambda: shipper.failures > 0)
+        assert not shipper.drain() and shipper.problem
+        server = serve(out, port)
+        assert shipper.close()
+        found = state(tracking)
+        assert found["k1"][1:3] == ("FINISHED", list(range(1, 80)))
+        assert found["k2"][1:3] == ("FAILED", list(range(1, 20)))
+        assert len(found) == 3
+    finally:
+        kill(server)
+
+
+def kill(server: subprocess.Popen) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def serve(out, port: int) -> subprocess.Popen:
+    """A tracking server in a process group of its own, when it answers."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{out}/server.db", "--artifacts-destination", str(out / "artifacts")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def answers() -> bool:
+        assert server.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+                return reply.status == 200
+        except OSError:
+            return False
+
+    wait(answers)
+    return server
+
+
+def wait(happens, most: float = 120.0) -> None:
+    until = time.monotonic() + most
+    while not happens():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.1)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.config import ConfigError
+from trainables.config import ConfigError, override
 from trainables.stages import Context, Store
-from trainables.text.corpora import Stories, read_texts
+from trainables.text.corpora import Stories, choose_data, read_texts
 from trainables.text.encoders import Bert, Folder, Pretrained, Roberta, Small, TokenRows, imported
 from trainables.text.masked_lm import MASK, MaskedLmFolder, MaskedLmNetwork, load_masked_lm
 from trainables.text.word_information import (
@@ -126,6 +126,21 @@ def test_gradients_reach_every_weight(folder, told, context):
 
 
 # ---------------------------------------------------------------- folders
+
+
+def test_a_small_one_learns_the_words_of_sources_where_they_are_read(tmp_path):
+    """One letter that only sources have."""
+    context = Context(Store(tmp_path / "stages"))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(
+        {"text": f"the cat sat on mat {i} .", "source": f"Z cat {i}"}) + "\n" for i in range(80)))
+    data = choose_data(str(tmp_path / "texts.jsonl"), None, context.store)
+    lm = Bert(weights=override(TINY, {"training.steps": 5}))
+    found = {}
+    for length in (0, 6):
+        texts = TokenTexts(data=data, lm=lm, length=10, source_length=length)
+        network = MaskedLmNetwork.load(context.get(texts.folder()))
+        found[length] = network.unknown in network.words.tokenizer.encode("Z cat").ids
+    assert found == {0: True, 6: False}
 
 
 def test_a_folder_in_the_hubs_format_serves(family, folder, context, tmp_path):

@@ -19,6 +19,7 @@ from fake_trial import Linear, Square, Trial, recipe
 from optuna.trial import TrialState
 
 from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With
+from studies import tune
 from studies.engine import explore, search_page
 from studies.engine.findings import Findings
 from studies.engine.ledger import Ledger
@@ -412,6 +413,9 @@ def test_halving_by_non_domination_never_stops_whom_nobody_dominates():
     assert alone.verdict({10: (2.0,)}, [], [{10: (1.0,)}, {10: (0.5,)}]) == \
         "2 of 3 were better at step 10, where 1 go on"
     assert not alone.verdict({9: (2.0,)}, [], [{10: (1.0,)}] * 9)   # not there yet
+    assert not alone.verdict({10: (2.0,), 20: (2.0,)}, [], [{10: (1.0,)}] * 9)      # came there first: nobody is late
+    assert alone.verdict({12: (2.0,)}, [], [{10: (1.0,)}] * 9)      # the first look at or after the rung
+    assert alone.verdict({10: (2.0,), 20: (2.0,), 30: (2.0,)}, [], [{30: (1.0,)}])
 
 
 def test_curves_reach_the_pruner_and_the_storage(file):
@@ -567,12 +571,52 @@ def test_comparisons_stand_in_the_storage_too(desk):
     assert mirror(compared(("plain", "odd"), 1, {}), Memory(f"sqlite:///{desk.folder}/other.db")) is not None
 
 
+# ---------------------------------------------------------------- studies/tune.py
+
+
+@pytest.mark.parametrize("system", list(tune.System))
+def test_every_system_can_be_tuned(system):
+    """Goals and pruners follow from the recipe: what its data can be judged by, what its space leaves comparable."""
+    found = tune.study_of(system, tune.Which.nuisance, ("quality", "diversity", "cost"), tune.How.nsga2, 5,
+                          tune.Stop.halving, None, 3)
+    tasks = {scale: found.searched(scale, system, found.trial(scale, system)) for scale in found.scales}
+    assert tasks["laptop"].select == (Minimise("valid/illegal"), Maximise("valid/diversity"), Minimise("cost/seconds"))
+    assert tasks["paper"].select[0] in (Maximise("valid/mauve"), Minimise("valid/judge_nll"))
+    metric = Maximise("valid/context_gain") if system == "tencdm" else Minimise("valid/loss")
+    assert tasks["laptop"].prune is not None and tasks["laptop"].prune.metrics == (metric,)
+    assert tasks["paper"].prune is not None and tasks["paper"].prune.metrics == (Minimise("valid/loss"),)
+    assert found.name == f"tune_{system}_nuisance" and tasks["laptop"].base.seed == 3
+
+
+def test_losses_stop_nobody_where_the_space_moves_the_task():
+    found = tune.study_of(tune.System.scorelm, tune.Which.space, ("quality",), tune.How.tpe, 5, tune.Stop.median,
+                          None, 3)
+    assert found.searched("laptop", "scorelm", found.trial("laptop", "scorelm")).prune is None
+    asked = tune.Stopping(tune.Stop.median, Minimise("valid/loss"), (), lambda trial: SPACE)
+    assert asked(found.trial("laptop", "scorelm")) == Median(Minimise("valid/loss"), after=500)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["tencdm", "--goals", "speed"], "none of quality, diversity, cost"),
+    (["ld4lg", "--space", "joint"], "the joint space is over tencdm"),
+    (["tencdm", "--space", "joint", "--prune-on", "min:valid/loss"], "system.encoder: varies, and valid/loss is"),
+    (["tencdm", "--goals", "min:test/illegal"], "what is reported may not choose"),
+    (["gpt"], "'gpt' is not one of"),
+])
+def test_what_cannot_be_searched_is_said_in_a_line(arguments, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tune.command([*arguments, "--dry-run"])
+    assert ended.value.code == 2
+    printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert words in printed and "Traceback" not in printed
+
+
 # ---------------------------------------------------------------- on Ray
 
 
 GAINS = Space({"system.shape.gain": LogUniform(0.1, 10.0)})
 BOTH = {"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})}
-TUNE = Tune(space=GAINS, select=(Minimise("valid/error"),), trials=5, sampler=QuasiRandom(),
+TUNE = Tune(space=GAINS, select=(Minimise("valid/error"),), trials=4, sampler=QuasiRandom(),
             prune=Halving(Minimise("valid/loss"), first=3, factor=2))
 
 
@@ -632,7 +676,7 @@ def test_each_arm_is_searched_and_compared_at_its_best(searched):
     assert searches.keys() == {"plain", "fancy"}
     for arm in outcome["arms"]:
         trials = searches[arm["name"]]
-        assert len(trials) == 5 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+        assert len(trials) == 4 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
         best = min((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: trial.values[0])
         for cell in arm["cells"]:
             kept = json.loads((out / "toy" / "cells" / f"{cell['trial']}.json").read_text())
@@ -643,7 +687,7 @@ def test_each_arm_is_searched_and_compared_at_its_best(searched):
             assert kept["seed"] == 1_000 and kept["status"] in ("done", "pruned")
             assert not any(name.startswith("test/") for name in kept["metrics"])    # nobody has looked
     said = json.loads((out / "toy" / "search.json").read_text())
-    assert [len(said[arm]["trials"]) for arm in BOTH] == [5, 5] and (out / "toy" / "search.md").exists()
+    assert [len(said[arm]["trials"]) for arm in BOTH] == [4, 4] and (out / "toy" / "search.md").exists()
 
 
 def test_searched_cells_are_runs_of_the_study(searched):
@@ -665,18 +709,18 @@ def test_again_nothing_runs_and_a_larger_budget_continues(searched, capsys):
     code, again = command(study(), out, "--set", "training.pause=0.05")
     assert code == 0 and again["arms"] == outcome["arms"] and "start  " not in capsys.readouterr().out
     before = {arm: [trial.params for trial in trials] for arm, trials in remembered(out).items()}
-    more = study(tune=Tune(space=GAINS, select=(Minimise("valid/error"),), trials=6, sampler=QuasiRandom()))
+    more = study(tune=Tune(space=GAINS, select=(Minimise("valid/error"),), trials=5, sampler=QuasiRandom()))
     code, _ = command(more, out, "--set", "training.pause=0.05")
     assert code == 0
     for arm, trials in remembered(out).items():
-        assert len(trials) == 6 and [trial.params for trial in trials][:5] == before[arm]
+        assert len(trials) == 5 and [trial.params for trial in trials][:4] == before[arm]
 
 
 def test_a_report_and_a_dry_run_of_a_search_start_nothing(searched, tmp_path, capsys):
     out, outcome = searched
     assert command(study(), tmp_path, "--dry-run")[0] == 0
     printed = capsys.readouterr().out
-    assert "5 points an arm" in printed and "system.shape.gain: 0.1 .. 10 (log)" in printed and "5 to go" in printed
+    assert "4 points an arm" in printed and "system.shape.gain: 0.1 .. 10 (log)" in printed and "4 to go" in printed
     assert not list(tmp_path.glob("*.db"))
     code, again = command(study(), out, "--set", "training.pause=0.05", "--report")
     assert code == 0 and [arm["name"] for arm in again["arms"]] == ["plain", "fancy"]
@@ -730,7 +774,7 @@ def test_a_killed_search_continues_and_repeats_nothing(tmp_path):
     printed = process.communicate(timeout=150)[0]
     assert process.returncode == 0, printed
     for arm, trials in remembered(tmp_path).items():
-        assert len(trials) == 5 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+        assert len(trials) == 4 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
         known = before[arm]
         assert [trial.params for trial in trials][:len(known)] == known           # what was at work was taken over
     for name, changed in ended.items():

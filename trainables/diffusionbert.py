@@ -116,7 +116,7 @@ class DiffusionBert:
         return self.length
 
     def folder(self, data: Data) -> MaskedLmFolder:
-        return MaskedLmFolder(data=data, lm=self.lm)
+        return self.texts(data).folder()
 
     def texts(self, data: Data) -> TokenTexts:
         return TokenTexts(data=data, lm=self.lm, length=self.length, source_length=self.source_length)

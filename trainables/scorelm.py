@@ -477,7 +477,7 @@ def scorelm_laptop(data: Data = Stories()) -> "Trial":
             embedding=32 if stories else 64,
             deviation=0.1,
             process=Gaussian(schedule=Karras(low=0.5, high=50.0, rho=7.0)),
-            times=Times(law=InLogSnr(low=-4.5 if stories else -5.5, high=-1.0 if stories else -1.5, share=0.9)),
+            times=Times(law=InLogSnr(low=-4.5, high=-1.0 if stories else -0.5, share=0.9)),
             prompts=NoPrompts(),
             network=ScoreTransformer(layers=4, width=64, heads=4, feedforward=128, told=32, dropout=0.0)),
         data=data,

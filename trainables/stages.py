@@ -68,7 +68,7 @@ def upstream(*stages: Stage) -> list[Stage]:
 def key(stage: Stage, known: dict[Stage, str] | None = None) -> str:
     """The folder's name: readable, and equal exactly when the stages are, with the versions of all they stand on.
 
-    `known` remembers keys for further calls: whoever plans thousands of trials asks for the same stages again and again.
+    `known` remembers keys for further calls: who plans thousands of trials asks for the same stages again and again.
     """
     known = {} if known is None else known
     if stage in known:

@@ -26,6 +26,7 @@ from studies.engine.live import View
 from studies.engine.plan import Cell
 from studies.engine.run import fit, full, trainable
 from studies.engine.search import DONE, WAIT, Search
+from studies.engine.watchdog import Watchdog
 
 
 class Asking(Searcher):
@@ -185,7 +186,7 @@ def run_searches(searches: list[Search], progress: Any, place: Place, view: View
     if not searches:
         return None
     asking = Asking(searches, place, Capacity(cluster, place.resources))
-    watch = Watch(place, view, progress, asking)
+    watch, watchdog = Watch(place, view, progress, asking), Watchdog(place, view)
     folder = place.folder / f"tune-{time.time_ns()}"
     tuner = tune.Tuner(
         trainable({}, place, cluster), param_space={},
@@ -196,6 +197,7 @@ def run_searches(searches: list[Search], progress: Any, place: Place, view: View
     def tick() -> None:
         asking.listen()
         view.tick()
+        watchdog.tick()
 
     problem = fit(tuner, lambda: bool(watch.halted), tick, place, view) or asking.problem
     shutil.rmtree(folder, ignore_errors=True)

@@ -28,6 +28,7 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",          # a report waits for this; the default is 2 s
     "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",    # two seconds of start-up
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",           # the ledger is the record
+    "RAY_ENABLE_AUTO_CONNECT": "0",                      # a thread that asks after the end must not start a new Ray
     "TUNE_DISABLE_SIGINT_HANDLER": "1",                  # Ctrl-C is ours
     "TUNE_MAX_PENDING_TRIALS_PG": "32",                  # trials that start side by side; whose turn it is, we say
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",           # leave CUDA_VISIBLE_DEVICES alone in tasks without a GPU

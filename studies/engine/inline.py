@@ -121,7 +121,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
     started, clock = time.time(), time.perf_counter()
     record: Record = {
         "key": cell.key, "study": place.study, "scale": place.scale, "data": place.data, "arm": cell.arm,
-        "seed": cell.seed, "split": cell.split, "attempt": outbox.attempt, "commit": place.code.commit, "dirty": bool(place.code.diff),
+        "seed": cell.seed, "split": cell.split, "attempt": outbox.attempt,
+        "commit": place.code.commit, "dirty": bool(place.code.diff),
         "host": socket.gethostname(), "trial": to_dict(cell.trial), "stages": [key(stage) for stage in cell.stages()],
         "status": "done", "reason": "", "metrics": {}, "samples": [], "real": []}
     trace, files, stop, notice, room = "", [], place.stop(cell.key), place.notice, place.room(cell.key)

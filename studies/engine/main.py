@@ -4,7 +4,8 @@
         main(study)
 
 Exit codes: 0 all fine, 1 a cell failed or diverged, 2 bad input (said in one screen, before anything starts),
-130 stopped by Ctrl-C or SIGTERM; typing the same command again continues.
+3 halted by something outside, such as a full disk, 130 stopped by Ctrl-C or SIGTERM; typing the same command again
+continues.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +24,14 @@ from rich.text import Text
 
 from studies.engine import formats, page, report, rounds, search_page
 from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
+from studies.engine.halt import Halt, disk_full
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
 from studies.engine.options import Options, check, check_world, open_store, prepare
 from studies.engine.plan import Plan
 from studies.engine.provenance import code
 from studies.engine.study import BadInput, Study
+from studies.engine.sweep import sweep_store, sweep_study
 from trainables.config import ConfigError
 
 
@@ -83,12 +87,12 @@ def conduct(study: Study, options: Options) -> int:
         ledger = Ledger(options.out / study.name)
         cluster = None if options.report else find_cluster()
         if study.tune is not None:
-            from studies.engine import explore       # and Optuna with it
+            from studies.engine import explore  # and Optuna with it
 
             settled = explore.tuned(study, options, ledger, cluster, console)
             if settled is None:
                 return 0
-            study = settled
+            study, options = settled, replace(options, arms=None)       # it has the arms that were asked for
         plan = prepare(study, options, ledger, cluster)
         if options.dry_run:
             console.print(Text("\n".join(plan.lines())), soft_wrap=True)
@@ -107,6 +111,15 @@ def conduct(study: Study, options: Options) -> int:
     except (BadInput, ConfigError) as error:
         Console(stderr=True, highlight=False).print(Text(f"error: {error}"), soft_wrap=True)
         return 2
+    except Halt as error:
+        Console(stderr=True, highlight=False).print(Text(f"halted: {error}"), soft_wrap=True)
+        return 3
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        Console(stderr=True, highlight=False).print(Text(
+            f"halted: a disk is full ({error}).  Make room, and the same command continues"), soft_wrap=True)
+        return 3
     except KeyboardInterrupt:
         console.print(Text("stopped; the same command continues from here"))
         return 130
@@ -153,8 +166,11 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
     source = code()
     story = parent_story(ledger, plan, source)
     shipper = Shipper(tracking, ledger.folder / "outbox")
-    shipper.drain()
-    tracking.settle({cell.key for cell in plan.missing})
+    if shipper.drain():
+        tracking.settle({cell.key for cell in plan.missing})
+        tracking.supersede({old.key: key for key, old in plan.stale.items()})
+    sweep_study(ledger.folder)
+    sweep_store(open_store(options))
     shipper.start()
     status = "stopped"
     try:
@@ -170,7 +186,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         story.close()
         whole = shipper.close()
         if whole:
-            tracking.settle(set())
+            tracking.settle()
         else:
             console.print(Text(f"MLflow did not take everything ({shipper.problem}); nothing is lost, "
                                "and the same command ships the rest"), soft_wrap=True)
@@ -210,6 +226,7 @@ def ray_up(plan: Plan, log: Path) -> Iterator[None]:
 
         ours = not ray.is_initialized()
         start_local(plan.resources)
+        signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
     try:
         yield
     finally:
@@ -231,6 +248,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)
+            signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
             with View(plan, ledger, console) as view:
                 run(plan, place, shape(cluster.address), view)
         finally:

@@ -233,7 +233,8 @@ def make_plan(study: Study, *, scale: str, why: str, ledger: Ledger, store: Stor
                 reused={cell.key: part for cell in missing if (part := stale.reused(cell, has))})
 
 
-def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], known: dict[Stage, str]) -> tuple[tuple[Shared, ...], int]:
+def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], known: dict[Stage, str]
+            ) -> tuple[tuple[Shared, ...], int]:
     """Stages that two or more cells will ask for and that the store lacks, in order; how many of them it has.
 
     What stands under a finished stage is not asked for; what stands under a shared one is shared as well.

@@ -98,7 +98,8 @@ class Median:
 class Halving:
     """Asynchronous successive halving: of those who reach rung k, at first x factor^k steps, one in `factor` goes on.
 
-    Asynchronous: a trial is compared with whoever came to its rung before it, and does not wait for others.
+    Asynchronous: a trial is compared once a rung, when it comes there, with whoever was there before; it waits for
+    nobody, and nobody who comes later is held against it.
     """
 
     def __init__(self, *metrics: Minimise | Maximise, first: int, factor: int = 3):
@@ -124,9 +125,10 @@ class Halving:
         return curve[min(reached)] if reached else None
 
     def verdict(self, mine: Curve, finished: Sequence[Curve], others: Sequence[Curve]) -> str:
-        rung = self.rung(max(mine, default=0))
+        now = max(mine, default=0)
+        rung = self.rung(now)
         came = self.at(mine, rung) if rung >= 0 else None
-        if came is None:
+        if came is None or any(self.first * self.factor**rung <= step < now for step in mine):
             return ""
         there = [came, *(losses for curve in others if (losses := self.at(curve, rung)) is not None)]
         keep = max(1, len(there) // self.factor)

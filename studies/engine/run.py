@@ -50,8 +50,9 @@ def run(plan: Plan, place: Place, cluster: Cluster, view: View) -> None:
                 view.ends(cell, inline.give_up(cell, place, reason, lost["status"]))
         if ready:
             run_cells(ready, place, view, cluster)
-    finally:
+    except BaseException:                # else they wait a while, since another wave may follow
         group.release()
+        raise
 
 
 def make_shared(stages: Iterable[Shared], place: Place, view: View, cluster: Cluster) -> dict[str, Record]:
@@ -181,7 +182,7 @@ class Watch(tune.Callback):
 def run_cells(cells: list[Cell], place: Place, view: View, cluster: Cluster) -> None:
     """Every cell once, as many at a time as fit.  Tune runs in a thread, so that Ctrl-C and the view are ours."""
     by_key = {cell.key: cell for cell in cells}
-    queue = Queue(cells, Capacity(cluster, place.resources))
+    queue = Queue(cells, Capacity(cluster, place.resources), lambda: place.notice())
     watch, watchdog = Watch(by_key, place, view, queue), Watchdog(place, view)
     folder = place.folder / "tune"
     tuner = tune.Tuner(

@@ -266,6 +266,12 @@ class Search:
 
     # ------------------------------------------------------------ telling
 
+    def release(self, key: str) -> None:
+        """A live cell has saved itself and made room: whoever asks next goes on with it."""
+        with self.lock:
+            if (live := self.live.pop(key, None)) is not None:
+                self._say(live.number, lease=self._lease() | {"until": 0.0})
+
     def tell(self, key: str, record: Record | None) -> None:
         """A live cell has ended; None: nobody knows how."""
         with self.lock:
@@ -371,8 +377,8 @@ class Search:
             return {}
         found = {}
         for place, metric in enumerate(self.select):
-            shared = set.intersection(*(set(trial.params) for trial in complete))
-            varied = [name for name in self.known if name in shared and len({t.params[name] for t in complete}) > 1]
+            varied = [name for name in self.known
+                      if len({trial.params[name] for trial in complete if name in trial.params}) > 1]
             if not varied or len({trial.values[place] for trial in complete}) < 2:
                 continue
             sign = 1 if isinstance(metric, Minimise) else -1

@@ -138,13 +138,14 @@ def importances(searches: Mapping[str, Search]) -> Section:
     for number, (arm, search) in enumerate(searches.items()):
         for goal, shares in search["importances"].items():
             for name, share in shares.items():
-                bar = f'<svg viewBox="0 0 100 10" style="width:9em;height:.7em" aria-hidden="true"><rect x="0" y="0" ' \
+                bar = f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" ' \
+                      f'style="width:9em;height:.7em" aria-hidden="true"><rect x="0" y="0" ' \
                       f'width="{100 * share:.1f}" height="10" style="fill:{colour(number)}"/></svg>'
                 rows.append([("arm", f"{swatch(number)}{escape(arm)}"), ("", escape(goal)), ("", escape(name)),
                              ("n", f"{share:.2f}"), ("", bar)])
     return Section("Importances", table(["arm", "goal", "parameter", "share", " "], rows) if rows else "",
-                   "What of the spread of good values each parameter explains (PED-ANOVA); conditional parameters, "
-                   "which not every point has, are left out.")
+                   "What of the spread of good values each parameter explains (PED-ANOVA); a conditional parameter "
+                   "is judged by the points that have it.")
 
 
 def curves(searches: Mapping[str, Search]) -> Section:

@@ -89,6 +89,8 @@ def of_ray(place: Place) -> list[str]:
     """What Ray has not placed, what is free and what there is, and what the groups do."""
     from studies.engine import group
 
+    if not ray.is_initialized():         # asking would start one
+        return ["  Ray is not running"]
     lines = []
     try:
         mine = ray.get_runtime_context().get_job_id()

@@ -29,7 +29,7 @@ from trainables.networks.transformer import sinusoid
 from trainables.randomness import seed_of
 from trainables.stages import Context, Stage
 from trainables.text.checkpoints import check_folder, hub_folder, kept_folder, quietly, read_about
-from trainables.text.corpora import Data, read_texts
+from trainables.text.corpora import Data, read_rows
 from trainables.text.encoders import TokenRows, load_tokenizer, names_folder
 from trainables.text.families import Bert, Folder, Roberta, Small
 from trainables.text.tokenizers import Words, spacing
@@ -44,10 +44,11 @@ CLOCK = 1_000.0                # the sinusoid's t: neighbouring times look diffe
 @config
 class MaskedLmFolder:
     """The model with its head, in Hugging Face format.  The data train a Small one, and say where blanks go around
-    punctuation."""
+    punctuation.  `sources`: a Small one learns words and blanks from the texts' sources, too."""
 
     data: Data
     lm: MaskedLm
+    sources: bool = False
 
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
@@ -64,8 +65,7 @@ class MaskedLmFolder:
                 check_masked_lm(shelf, self.lm)
 
     def make(self, out: Path, context: Context) -> None:
-        texts = read_texts(context.get(self.data), "train")
-        weights = self.lm.weights
+        texts, weights = self._texts("train", context), self.lm.weights
         if isinstance(weights, Small):
             self._train(weights, texts, out, context)
         elif isinstance(weights, Folder):
@@ -80,13 +80,17 @@ class MaskedLmFolder:
             origin = {"name": weights.name, "revision": weights.revision, "commit": folder.name}
             (out / "origin.json").write_text(json.dumps(origin))
 
+    def _texts(self, split: str, context: Context) -> list[str]:
+        rows = read_rows(context.get(self.data), split)
+        return [row["text"] for row in rows] + [row.get("source", "") for row in rows if self.sources]
+
     def _train(self, small: Small, texts: list[str], out: Path, context: Context) -> None:
         tokenizer = self.lm.tokenizer(texts, small.vocabulary)
         save_words(tokenizer, out, texts=texts)
         words = Words.load(out)
         torch.manual_seed(seed_of(small.seed, "initial weights"))
         learner: Any = self.lm.untrained(small, tokenizer)
-        held_out = read_texts(context.get(self.data), "valid")
+        held_out = self._texts("valid", context)
         with quietly():
             train(learner, TokenRows.of(texts, words, small.length), small.training, seed=small.seed,
                   out=out / "training", context=context, validate=TokenRows.of(held_out, words, small.length))

@@ -27,6 +27,7 @@ from trainables.config import ConfigError, config
 from trainables.stages import Context, Stage
 from trainables.system import Batch
 from trainables.text.corpora import Data, read_rows
+from trainables.text.families import Small
 from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder
 from trainables.text.tokenizers import TOKENS, Words
 
@@ -53,7 +54,8 @@ class TokenTexts:
 
     def folder(self) -> MaskedLmFolder:
         """The stage of the language model, whose tokenizer it is."""
-        return MaskedLmFolder(data=self.data, lm=self.lm)
+        learns = self.source_length > 0 and isinstance(self.lm.weights, Small)
+        return MaskedLmFolder(data=self.data, lm=self.lm, sources=learns)
 
     def needs(self) -> tuple[Stage, ...]:
         return self.data, self.folder()

@@ -1,0 +1,146 @@
+"""A small study in a process group of its own, that can be killed at any time, and what must be true at the end.
+
+    start(out) -> driver          kill(driver): the whole group, as kill -9 does
+    verify(out)                   one record and one run per cell and stage, whole curves, nothing RUNNING, and the
+                                  table of an undisturbed run, to the last digit
+
+tests/test_chaos.py does it a few times, benchmarks/chaos.py as often as one likes.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fake_trial import Trial
+
+from studies.engine.compare import interval
+from studies.engine.ledger import curves, read_from
+from trainables.config import override
+from trainables.stages import Context, Store
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS, SEEDS, STEPS, PAUSE = ("plain", "fancy"), 2, 10, 0.2
+PROGRAM = f"""
+from fake_trial import Trial, recipe
+from studies.engine.main import main
+from studies.engine.study import Arm, Minimise, Scale, Study
+main(Study(name="toy", question="Which?", seeds={SEEDS}, report=(Minimise("test/error"),),
+           scales={{"laptop": Scale(recipe)}}, arms={{"plain": Arm(), "fancy": Arm({{"system.kind": "fancy"}})}}))
+"""
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen:
+    """The driver of the study, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with open(out / "printed.txt", "a") as printed:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, "--out", str(out), "--json", str(out / "outcome.json"),
+             "--set", f"training.pause={PAUSE}", *arguments],
+            env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def printed(out: Path) -> str:
+    return (out / "printed.txt").read_text()
+
+
+def kill(driver: subprocess.Popen) -> None:
+    """The driver and all that it started in its group, at once."""
+    try:
+        os.killpg(driver.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    driver.wait()
+
+
+def wait(happens: Callable[[], bool], driver: subprocess.Popen | None = None, most: float = 180.0) -> bool:
+    """Wait until it happens; False where the driver ended first."""
+    until = time.monotonic() + most
+    while not happens():
+        if driver is not None and driver.poll() is not None:
+            return False
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.05)
+    return True
+
+
+def cells(out: Path) -> list[Path]:
+    """The outboxes of cells."""
+    return [path for path in (out / "toy" / "outbox").glob("*.jsonl")
+            if not path.name.startswith((".", "stage-", "study"))]
+
+
+def lines(out: Path) -> int:
+    """How much has been told so far."""
+    return sum(len(read_from(path, 0)[0]) for path in cells(out))
+
+
+def disturb(out: Path, chance: random.Random) -> str:
+    """Start the study, and kill it at a random point; what was done to it."""
+    driver = start(out)
+    if chance.random() < 0.25:           # while it starts
+        moment = chance.uniform(0.5, 8.0)
+        try:
+            driver.wait(moment)
+        except subprocess.TimeoutExpired:
+            pass
+        kill(driver)
+        return f"killed {moment:.1f} s after its start"
+    before, wanted = lines(out), chance.randrange(len(ARMS) * SEEDS * STEPS)
+    alive = wait(lambda: lines(out) >= before + wanted, driver)
+    if alive:
+        time.sleep(chance.uniform(0.0, 2 * PAUSE))
+    kill(driver)
+    return f"killed {wanted} events after its start" if alive else "came to its end"
+
+
+def finish(out: Path) -> None:
+    driver = start(out)
+    assert driver.wait(240) == 0, printed(out)
+
+
+def verify(out: Path) -> None:
+    """All that must be true of a study that has come to its end, whatever happened before."""
+    from mlflow import MlflowClient
+
+    outcome = json.loads((out / "outcome.json").read_text())
+    rows = [cell for arm in outcome["arms"] for cell in arm["cells"]]
+    assert len(rows) == len(ARMS) * SEEDS and {row["status"] for row in rows} == {"done"}
+    keys = {row["trial"] for row in rows}
+    assert {path.stem for path in (out / "toy" / "cells").glob("*.json")} == keys           # one record each
+    assert not list((out / "toy" / "cells").glob(".*")) and not list((out / "stages").glob("*.tmp"))
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{out}/mlflow.db")
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    by_key = {run.data.tags["trial_key"]: run for run in runs}
+    assert len(by_key) == len(runs), "two runs of one key"
+    stages = {key for key in by_key if key.startswith("stage-")}
+    assert by_key.keys() == keys | stages | {"study"} and len(stages) == len(ARMS)
+    assert {run.info.status for run in runs} == {"FINISHED"}, [run.info.status for run in runs]
+    for row in rows:
+        assert row["mlflow_run_id"] == by_key[row["trial"]].info.run_id
+        told = curves(out / "toy" / "outbox" / f"{row['trial']}.jsonl")
+        for name in ("train/loss", "valid/loss"):
+            history = client.get_metric_history(row["mlflow_run_id"], name)
+            assert [point.step for point in history] == list(range(1, STEPS + 1)), (name, history)
+            assert {point.step: point.value for point in history} == told[name]
+    for stage in stages:
+        history = client.get_metric_history(by_key[stage].info.run_id, "table/train/loss")
+        assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
+
+    undisturbed = Context(Store(out / "reference"))
+    for arm in outcome["arms"]:
+        values = []
+        for seed in range(SEEDS):
+            trial = override(Trial(), {"system.kind": arm["name"], "seed": seed})
+            values.append(json.loads((undisturbed.get(trial.metrics()) / "metrics.json").read_text())["test/error"])
+        expected, found = interval(values), arm["metrics"]["test/error"]
+        assert (found["mean"], found["low"], found["high"]) == (expected.mean, expected.low, expected.high)

@@ -1,0 +1,310 @@
+"""cluster/onprem.yaml for real: three hosts with sshd, `ray up`, a job on all of them, one killed, `ray down`.
+
+    namespaces      each host has its own network, processes, /tmp, /dev/shm, /run, home and name, and sshd as process 1
+    the bridge      10.77.0.0/24 without an uplink: nothing leaves it, and nothing is left when the program ends
+    the folder      a directory that all hosts see, in NFS's place
+
+Run as a program it is that machine room:   python tests/test_cluster_onprem.py HOSTS FOLDER -- COMMAND ...
+COMMAND sees HEAD, WORKERS and KEY; its exit code is the program's.
+"""
+
+import ctypes
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NET = "10.77.0"
+USER = "ubuntu"
+NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc",
+              "--propagation", "private"]
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def lacking(*tools: str) -> str:
+    """What this machine lacks to be a machine room; empty where it can."""
+    if os.geteuid() != 0:
+        return "needs root, for namespaces"
+    absent = [tool for tool in ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", *tools) if not shutil.which(tool)]
+    if SSHD is None:
+        absent.append("sshd")
+    if absent:
+        return f"needs {', '.join(absent)}"
+    if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
+        return "needs namespaces, which this machine does not allow"
+    return ""
+
+
+def run(*command: str, **options: Any) -> subprocess.CompletedProcess:
+    return subprocess.run(command, check=True, **options)
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def own_folders(shared: Path) -> None:
+    """A private /tmp, in which `shared` is still there, /dev/shm, /run and /home."""
+    mount = functools.partial(run, "mount")
+    mount("-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", "/mnt")
+    Path("/mnt/shared").mkdir()
+    mount("--rbind", str(shared), "/mnt/shared")
+    mount("-t", "tmpfs", "-o", "size=4g,mode=1777", "tmpfs", "/tmp")
+    shared.mkdir(parents=True, exist_ok=True)
+    mount("--move", "/mnt/shared", str(shared))
+    for folder, options in {"/dev/shm": "size=1g,mode=1777", "/run": "size=32m,mode=755", "/home": "size=1g,mode=755"}.items():
+        mount("-t", "tmpfs", "-o", options, "tmpfs", folder)
+
+
+def account(key: str = "", lines: str = "") -> Path:
+    """The user, in this namespace alone: root's number, a home of its own."""
+    home = Path("/home") / USER
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    users = Path("/home/.passwd")
+    users.write_text(f"{USER}:*:0:0::{home}:/bin/bash\n" + Path("/etc/passwd").read_text())
+    run("mount", "--bind", str(users), "/etc/passwd")
+    (home / ".bashrc").write_text(lines)
+    (home / ".profile").write_text(". ~/.bashrc\n")
+    if key:
+        (home / ".ssh/authorized_keys").write_text(key + "\n")
+        (home / ".ssh/authorized_keys").chmod(0o600)
+    return home
+
+
+def be_host(shared: Path, number: int, key: str, lines: str = "", address: str = "") -> None:
+    """Process 1 of a host: private folders, then sshd, which also reaps orphans as an init does."""
+    address = address or f"{NET}.{10 + number}"
+    run("hostname", f"host{number}")
+    own_folders(shared)
+    account(key, lines)
+    Path("/home/.hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{NET}.{10 + i} host{i}\n" for i in range(20)))
+    run("mount", "--bind", "/home/.hosts", "/etc/hosts")
+    Path("/run/sshd").mkdir()
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/run/hostkey")
+    Path("/run/sshd_config").write_text("HostKey /run/hostkey\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\n"
+                                        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n")
+    while f"inet {address}/" not in subprocess.run(["ip", "addr"], capture_output=True, text=True).stdout:
+        time.sleep(0.02)
+    assert SSHD is not None
+    os.execv(SSHD, [SSHD, "-D", "-e", "-f", "/run/sshd_config"])
+
+
+def plug_in(pid: str, name: str, address: str, gateway: str, prefix: int = 24) -> None:
+    """Join a host's network to the bridge."""
+    inside = ["nsenter", "-t", pid, "-n", "ip"]
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", pid)
+    run("ip", "link", "set", name, "master", "br0", "up")
+    run(*inside, "link", "set", "lo", "up")
+    run(*inside, "link", "set", "eth0", "up")
+    run(*inside, "addr", "add", f"{address}/{prefix}", "dev", "eth0")
+    run(*inside, "route", "add", "default", "via", gateway)
+
+
+def bridge(address: str) -> None:
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "link", "add", "br0", "type", "bridge")
+    run("ip", "addr", "add", address, "dev", "br0")
+    run("ip", "link", "set", "br0", "up")
+
+
+def child_of(process: subprocess.Popen) -> str:
+    """The pid of what `unshare` runs: the new namespaces' process 1."""
+    for _ in range(500):
+        if children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            return children[0]
+        time.sleep(0.02)
+    raise RuntimeError("unshare did not start anything")
+
+
+def machine_room(hosts: int, shared: Path, command: list[str]) -> int:
+    """Everything inside the outer namespace: hosts, then the command."""
+    own_folders(shared)
+    home = account()
+    key = home / ".ssh/id_ed25519"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+    bridge(f"{NET}.1/24")
+    for number in range(hosts):
+        process = subprocess.Popen(
+            [*NAMESPACES, sys.executable, __file__, "--host", str(shared), str(number), key.with_suffix(".pub").read_text().strip()],
+            preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=open(f"/tmp/host{number}.log", "w"))
+        plug_in(child_of(process), f"v{number}", f"{NET}.{10 + number}", f"{NET}.1")
+    for number in range(hosts):
+        for _ in range(200):
+            if not subprocess.run(["ssh", "-q", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "ConnectTimeout=1",
+                                   "-o", "UserKnownHostsFile=/dev/null", f"{USER}@{NET}.{10 + number}", "true"]).returncode:
+                break
+            time.sleep(0.1)
+        else:
+            raise RuntimeError(f"host{number} does not answer: {Path(f'/tmp/host{number}.log').read_text()}")
+    addresses = [f"{NET}.{10 + number}" for number in range(hosts)]
+    own = {"HOME": str(home), "USER": USER, "HEAD": addresses[0], "WORKERS": ",".join(addresses[1:]), "KEY": str(key),
+           "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
+           "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(command, env=os.environ | own).returncode
+
+
+# ------------------------------------------------------------------------------------ the test's own commands, inside
+
+JOB = '''
+import json, os, socket, sys, time
+import ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+deadline = time.time() + 240
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
+    if time.time() > deadline:
+        sys.exit("only %d nodes" % sum(node["Alive"] for node in ray.nodes()))
+    time.sleep(0.5)
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def where():
+    time.sleep(1)
+    return socket.gethostname()
+
+print("JOB", json.dumps(sorted(set(ray.get([where.remote() for _ in range(6)])))), flush=True)
+'''
+INTRUDER = '''
+import sys, urllib.error, urllib.request
+for port, path in ((8265, "/api/jobs/"), (52365, "/api/job_agent/jobs/")):
+    request = urllib.request.Request(f"http://{sys.argv[1]}:{port}{path}", method="POST",
+                                     data=b'{"entrypoint": "touch /tmp/broken-in"}', headers={"Content-Type": "application/json"})
+    try:
+        print(port, urllib.request.urlopen(request, timeout=5).status)
+    except urllib.error.HTTPError as error:
+        print(port, error.code)
+    except OSError as error:
+        print(port, "refused")
+'''
+
+
+def derived(shared: Path) -> Path:
+    """onprem.yaml with these hosts in it: what a user changes, small Ray limits, and nothing else."""
+    text = (ROOT / "cluster" / "onprem.yaml").read_text()
+    python = Path(sys.executable).parent.parent
+    for was, becomes in {
+        r"head_ip: [\d.]+": f"head_ip: {os.environ['HEAD']}",
+        r"worker_ips: \[.*\]": f"worker_ips: [{os.environ['WORKERS'].replace(',', ', ')}]",
+        r"ssh_private_key: \S+": f"ssh_private_key: {os.environ['KEY']}",
+        r"SHARED=/results NFS=\S+": f"SHARED={shared}/results VENV={python}",
+        r"(bash \S+/mlflow/up.sh)": r"PORT=5000 BACKEND=sqlite \1",
+        r"(ray start --head)": r"\1 --num-cpus=1 --object-store-memory=100000000",
+        r"(ray start --address=\S+)": r"\1 --num-cpus=1 --object-store-memory=100000000",
+    }.items():
+        text, times = re.subn(was, becomes, text)
+        assert times >= 1, was
+    path = shared / "onprem.yaml"
+    path.write_text(text)
+    yaml.safe_load(text)
+    return path
+
+
+def rehearse(shared: Path) -> None:
+    """`ray up` to `ray down`; writes what it saw into report.json."""
+    report: dict[str, Any] = {}
+    began = time.time()
+    subprocess.run(["bash", "cluster/secrets.sh"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    config = str(derived(shared))
+    (shared / "job.py").write_text(JOB)
+    (shared / "intruder.py").write_text(INTRUDER)
+
+    def command(name: str, *arguments: str, limit: int = 300) -> str:
+        done = subprocess.run([*arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit)
+        (shared / f"{name}.log").write_text(done.stdout + done.stderr)
+        report[name] = {"code": done.returncode, "at": round(time.time() - began, 1)}
+        (shared / "report.json").write_text(json.dumps(report))
+        return done.stdout + done.stderr
+
+    def ssh(host: str, words: str, name: str) -> str:
+        return command(name, "ssh", "-q", "-i", os.environ["KEY"], "-o", "StrictHostKeyChecking=no", "-o",
+                       "UserKnownHostsFile=/dev/null", f"{USER}@{host}", f"bash --login -c '{words}'")
+
+    head, worker = os.environ["HEAD"], os.environ["WORKERS"].split(",")[-1]
+    hosts = 1 + len(os.environ["WORKERS"].split(","))
+    said = command("up", "ray", "up", "-y", "--no-config-cache", config)
+    said += command("job", "ray", "exec", config, f"python {shared}/job.py {hosts}")
+    report["hosts"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
+    report["intruder"] = ssh(worker, f"python {shared}/intruder.py {head}", "intruder").split("\n")
+    report["modes"] = ssh(worker, "stat -c %a ~/.ray/auth_token ~/.palimpsest/mlflow_password", "modes").split()
+    report["mlflow"] = ssh(head, "curl -s -o /dev/null -w %{http_code} 127.0.0.1:5000/; echo; python -c \"import mlflow; "
+                           "print(mlflow.MlflowClient().search_experiments()[0].name)\"", "mlflow").split()
+    report["mlflow_outside"] = ssh(worker, f"curl -s -m 3 -o /dev/null -w %{{http_code}} {head}:5000/ || echo", "mlflow_outside").split()
+
+    ssh(worker, "pkill -9 raylet", "kill")                 # in that host's own process table
+    time.sleep(3)
+    said = command("back", "ray", "exec", config, f"python {shared}/job.py {hosts}")
+    report["hosts_again"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
+    command("down", "ray", "down", "-y", config)
+    report["left"] = ssh(head, "pgrep -c raylet; pgrep -c gcs_server", "left").split()
+    token = (Path.home() / ".ray/auth_token").read_text()
+    report["token_printed"] = [path.name for path in shared.glob("*.log") if token in path.read_text()]
+    report["seconds"] = round(time.time() - began, 1)
+    (shared / "report.json").write_text(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if reason := lacking():
+        pytest.skip(reason)
+    shared = tmp_path_factory.mktemp("shared")
+    with open(shared / "outer.log", "w") as log:
+        done = subprocess.run([sys.executable, __file__, "3", str(shared), "--", sys.executable, __file__, "--rehearse", str(shared)],
+                              stdout=log, stderr=log, timeout=900)
+    assert done.returncode == 0, (shared / "outer.log").read_text()[-3000:]
+    return json.loads((shared / "report.json").read_text()) | {"folder": str(shared)}
+
+
+def test_up_starts_ray_on_every_host(report: dict[str, Any]):
+    log = (Path(report["folder"]) / "up.log").read_text()
+    assert report["up"]["code"] == 0, log[-3000:]
+    assert report["hosts"] == ["host0", "host1", "host2"], report["hosts"]
+
+
+def test_a_neighbour_runs_nothing(report: dict[str, Any]):
+    """The dashboard answers nobody outside the head; the agent's port asks for the token."""
+    assert report["intruder"][:2] == ["8265 refused", "52365 401"]
+    assert not (Path(report["folder"]) / "broken-in").exists()
+
+
+def test_secrets_arrive_private_and_are_never_printed(report: dict[str, Any]):
+    assert report["modes"] == ["600", "600"]
+    assert report["token_printed"] == []
+
+
+def test_mlflow_answers_on_the_head_alone(report: dict[str, Any]):
+    assert report["mlflow"] == ["401", "Default"], "a password for others, credentials in place for the user"
+    assert report["mlflow_outside"] == ["000"]
+
+
+def test_a_killed_worker_comes_back(report: dict[str, Any]):
+    assert report["hosts_again"] == ["host0", "host1", "host2"], report["hosts_again"]
+
+
+def test_down_ends_ray(report: dict[str, Any]):
+    assert report["down"]["code"] == 0 and report["left"] == ["0", "0"]
+
+
+def main() -> int:
+    if sys.argv[1] == "--host":
+        be_host(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    if sys.argv[1] == "--rehearse":
+        rehearse(Path(sys.argv[2]))
+        return 0
+    if sys.argv[1] == "--inside":
+        return machine_room(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[5:])
+    return subprocess.run([*NAMESPACES, sys.executable, __file__, "--inside", *sys.argv[1:]],
+                          preexec_fn=die_with_parent).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
