@@ -7,6 +7,7 @@ own, because Ray keeps what it read of its environment for as long as a process 
 """
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -66,8 +67,8 @@ def told(out: Path, name: str) -> int:
 
 def scenarios(out: Path, wanted: list[str]) -> dict[str, Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    os.environ["RAY_ADDRESS"] = cluster.address
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    os.environ["RAY_ADDRESS"] = str(cluster.address)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     found: dict[str, Any] = {}
     try:
         for name in wanted:

@@ -2,7 +2,7 @@
 
 import random
 
-import chaos
+import disturbed
 import pytest
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
@@ -12,6 +12,6 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
 def test_a_driver_that_is_killed_at_random_points(tmp_path):
     chance = random.Random(20)
     for _ in range(3):
-        chaos.disturb(tmp_path, chance)
-    chaos.finish(tmp_path)
-    chaos.verify(tmp_path)
+        disturbed.disturb(tmp_path, chance)
+    disturbed.finish(tmp_path)
+    disturbed.verify(tmp_path)

@@ -43,7 +43,7 @@ def test_ray_takes_it(name: str, monkeypatch: pytest.MonkeyPatch):
     assert config["idle_timeout_minutes"] <= 10
 
 
-@pytest.mark.parametrize("wrong", [{"idle_timeout": 5}, {"max_workers": "eight"}, {"setup_commands": "one string"}])
+@pytest.mark.parametrize("wrong", [{"idle_timeout": 5}, {"upscaling_speed": "fast"}, {"initialization_commands": "one string"}])
 def test_ray_refuses_what_is_misspelt(name: str, wrong: dict[str, Any]):
     """The check above can fail."""
     with pytest.raises(Exception, match="(?i)additional properties|is not of type|unexpected"):

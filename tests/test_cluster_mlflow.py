@@ -152,7 +152,7 @@ def test_it_listens_on_loopback_alone(server: Server):
 
 
 def test_secrets_are_in_no_argument_and_in_no_log(server: Server):
-    seen = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout + (server.home / "log").read_text()
+    seen = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True).stdout + (server.home / "log").read_text()
     secret = (server.home / ".palimpsest/flask_secret").read_text()
     assert "mlflow server" in seen and server.password not in seen and secret not in seen
     for path in (server.home / ".palimpsest").iterdir():
@@ -268,13 +268,14 @@ def test_up_writes_settings_that_the_server_understands(tmp_path: Path):
         assert (tmp_path / ".mlflow/credentials").stat().st_mode & 0o777 == 0o600
         again = subprocess.run(["bash", str(HERE / "up.sh")], env=env, capture_output=True, text=True)
         assert again.returncode == 0, "a second time changes nothing"
+        first = _process(port)
         _kill_below(port, "server")
         for _ in range(600):
-            if server.answer(RUNS, "admin", server.password) == 200:
+            if _process(port) not in (None, first) and _answers(server):
                 break
             time.sleep(0.1)
-    except urllib.error.URLError:
-        raise AssertionError("the loop did not bring the server back") from None
+        else:
+            raise AssertionError("the loop did not bring the server back")
     finally:
         _kill_below(port, "loop")
 
@@ -287,18 +288,29 @@ def _without_sudo(folder: Path) -> Path:
     return folder / "bin"
 
 
+def _answers(server: Server) -> bool:
+    try:
+        return server.answer(RUNS, "admin", server.password) == 200
+    except OSError:
+        return False
+
+
+def _process(port: int) -> int | None:
+    """The tracking server's pid."""
+    listed = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True).stdout
+    found = re.search(rf"^ *(\d+) .*mlflow server .*--port {port}\b", listed, re.M)
+    return int(found[1]) if found else None
+
+
 def _kill_below(port: int, what: str) -> None:
     """End the server on a port, or the whole loop around it (its session)."""
-    listed = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True).stdout
-    for line in listed.splitlines():
-        pid, session, args = line.split(None, 2)
-        if re.search(rf"mlflow server .*--port {port}\b", args):
-            for number in _session(int(session)) if what == "loop" else [int(pid)]:
-                try:
-                    os.kill(number, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            return
+    pid = _process(port)
+    assert pid is not None, f"no server on port {port}"
+    for number in _session(os.getsid(pid)) if what == "loop" else [pid]:
+        try:
+            os.kill(number, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 def _session(session: int) -> list[int]:

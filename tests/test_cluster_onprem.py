@@ -55,14 +55,17 @@ def die_with_parent() -> None:
 
 
 def own_folders(shared: Path) -> None:
-    """A private /tmp, in which `shared` is still there, /dev/shm, /run and /home."""
+    """A private /tmp, /dev/shm, /run and /home.  `shared`, Python and this repository stay, if they lie under /tmp."""
     mount = functools.partial(run, "mount")
     mount("-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", "/mnt")
-    Path("/mnt/shared").mkdir()
-    mount("--rbind", str(shared), "/mnt/shared")
+    kept = [path for path in (shared, Path(sys.prefix), ROOT) if path.is_relative_to("/tmp")]
+    for number, path in enumerate(kept):
+        Path(f"/mnt/{number}").mkdir()
+        mount("--rbind", str(path), f"/mnt/{number}")
     mount("-t", "tmpfs", "-o", "size=4g,mode=1777", "tmpfs", "/tmp")
-    shared.mkdir(parents=True, exist_ok=True)
-    mount("--move", "/mnt/shared", str(shared))
+    for number, path in enumerate(kept):
+        path.mkdir(parents=True, exist_ok=True)
+        mount("--move", f"/mnt/{number}", str(path))
     for folder, options in {"/dev/shm": "size=1g,mode=1777", "/run": "size=32m,mode=755", "/home": "size=1g,mode=755"}.items():
         mount("-t", "tmpfs", "-o", options, "tmpfs", folder)
 
@@ -158,21 +161,22 @@ def machine_room(hosts: int, shared: Path, command: list[str]) -> int:
 # ------------------------------------------------------------------------------------ the test's own commands, inside
 
 JOB = '''
-import json, os, socket, sys, time
+import json, socket, sys, time
 import ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-deadline = time.time() + 240
-while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
-    if time.time() > deadline:
-        sys.exit("only %d nodes" % sum(node["Alive"] for node in ray.nodes()))
-    time.sleep(0.5)
 
-@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)
 def where():
     time.sleep(1)
     return socket.gethostname()
 
-print("JOB", json.dumps(sorted(set(ray.get([where.remote() for _ in range(6)])))), flush=True)
+seen, deadline = set(), time.time() + 240
+while len(seen) < int(sys.argv[1]) and time.time() < deadline:
+    try:
+        seen = set(ray.get([where.remote() for _ in range(6)], timeout=30))
+    except ray.exceptions.RayError:           # one of them was sent to a host that has just died
+        time.sleep(1)
+print("JOB", json.dumps(sorted(seen)), flush=True)
 '''
 INTRUDER = '''
 import sys, urllib.error, urllib.request

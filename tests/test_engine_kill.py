@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import chaos
+import disturbed
 import pytest
 
 from studies.engine.ledger import read_from
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
 def steps(out: Path) -> dict[str, list[int]]:
     """Cell -> the steps that it has recorded, again and again if so."""
     return {path.stem: [line["step"] for line in read_from(path, 0)[0] if line["kind"] in ("metrics", "again")
-                        and "train/loss" in line["metrics"]] for path in chaos.cells(out)}
+                        and "train/loss" in line["metrics"]] for path in disturbed.cells(out)}
 
 
 def at_work(driver: subprocess.Popen) -> list[int]:
@@ -45,10 +45,10 @@ def ancestor(pid: int, wanted: int) -> bool:
 
 
 def test_notice_is_a_checkpoint_and_a_killed_worker_costs_steps(tmp_path):
-    driver = chaos.start(tmp_path)
-    assert chaos.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 8, driver), chaos.printed(tmp_path)
+    driver = disturbed.start(tmp_path)
+    assert disturbed.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 8, driver), disturbed.printed(tmp_path)
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(90) == 130 and "the same command continues" in chaos.printed(tmp_path)
+    assert driver.wait(90) == 130 and "the same command continues" in disturbed.printed(tmp_path)
     told = steps(tmp_path)
     records = {path.stem for path in (tmp_path / "toy" / "cells").glob("*.json")}
     for path in (tmp_path / "stages").glob("Trained-*.partial/state.json"):
@@ -60,12 +60,12 @@ def test_notice_is_a_checkpoint_and_a_killed_worker_costs_steps(tmp_path):
         lines = read_from(tmp_path / "toy" / "outbox" / f"{key}.jsonl", 0)[0]
         assert lines[-1]["kind"] == "end" and lines[-1]["status"] == "stopped"
 
-    driver = chaos.start(tmp_path)
-    assert chaos.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 15 and bool(at_work(driver)), driver)
+    driver = disturbed.start(tmp_path)
+    assert disturbed.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 15 and bool(at_work(driver)), driver)
     for pid in at_work(driver)[:1]:
         os.kill(pid, signal.SIGKILL)
-    assert driver.wait(180) == 0, chaos.printed(tmp_path)
-    chaos.verify(tmp_path)
+    assert driver.wait(180) == 0, disturbed.printed(tmp_path)
+    disturbed.verify(tmp_path)
     for key in unfinished:                                # steps were repeated after the kill only
         attempts = [line["attempt"] for line in read_from(tmp_path / "toy" / "outbox" / f"{key}.jsonl", 0)[0]
                     if line["kind"] == "start"]
@@ -85,15 +85,15 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_halts_the_study_and_room_lets_it_continue(small_disk):
-    driver = chaos.start(small_disk)
-    assert chaos.wait(lambda: sum(map(len, steps(small_disk).values())) >= 4, driver), chaos.printed(small_disk)
+    driver = disturbed.start(small_disk)
+    assert disturbed.wait(lambda: sum(map(len, steps(small_disk).values())) >= 4, driver), disturbed.printed(small_disk)
     ballast = small_disk / "ballast"
     with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(b"x" * 4096)
     began = time.monotonic()
     code = driver.wait(120)
-    assert code == 3 and time.monotonic() - began < 100, chaos.printed(small_disk)
+    assert code == 3 and time.monotonic() - began < 100, disturbed.printed(small_disk)
     ballast.unlink()
-    chaos.finish(small_disk)
-    chaos.verify(small_disk)
+    disturbed.finish(small_disk)
+    disturbed.verify(small_disk)

@@ -86,7 +86,7 @@ def test_every_cell_has_its_row_and_its_run(finished):
     assert {cell["status"] for cell in cells} == {"done"}
     by_id = {run.info.run_id: run for run in runs(out)}
     parents = [run for run in by_id.values() if run.data.tags["kind"] == "study"]
-    assert len(by_id) == 5 and len(parents) == 1 and parents[0].info.status == "FINISHED"
+    assert len(by_id) == 8 and len(parents) == 1 and parents[0].info.status == "FINISHED"
     for cell in cells:
         run = by_id[cell["mlflow_run_id"]]
         assert run.info.status == "FINISHED"
@@ -108,7 +108,12 @@ def test_curves_and_artifacts_are_recorded(finished):
     assert {"config.json", "samples"} <= {artifact.path for artifact in client.list_artifacts(run)}
     parent = next(run for run in runs(out) if run.data.tags["kind"] == "study")
     assert {"table.md", "plan.md", "outcome.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert sum(name.endswith("/table/train/loss") for name in parent.data.metrics) == 2     # the shared stages' curves
+    stages = {run.info.run_name: run for run in runs(out) if run.data.tags["kind"] == "stage"}
+    assert stages.keys() == {"Words (plain, fancy)", "Table (plain)", "Table (fancy)"}      # each has its own run
+    for name, run in stages.items():
+        assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert ("table/train/loss" in run.data.metrics) == name.startswith("Table")
+    assert not parent.data.metrics
 
 
 def test_again_runs_nothing(finished, capsys):
@@ -117,7 +122,7 @@ def test_again_runs_nothing(finished, capsys):
     assert code == 0 and again == outcome
     printed = capsys.readouterr().out
     assert started(printed) == [] and "4 done, 0 to run" in printed
-    assert len(runs(out)) == 5
+    assert len(runs(out)) == 8
 
 
 def test_a_report_needs_the_ledger_alone(finished, tmp_path):

@@ -548,7 +548,7 @@ def test_comparisons_stand_in_the_storage_too(desk):
             if cell.arm in statuses:
                 metrics = {"test/error": float(cell.seed), "test/quality": 3.0}
                 ledger.write_cell(record(cell, statuses[cell.arm], metrics) | {
-                    "arm": cell.arm, "scale": "laptop", "ended": 5.0, "started": 2.0})
+                    "arm": cell.arm, "seed": cell.seed, "scale": "laptop", "ended": 5.0, "started": 2.0})
         return Findings(plan(), ledger)
 
     memory = Memory(desk.url)

@@ -306,7 +306,7 @@ def of_ports(nodes: list[dict[str, Any]], names: dict[str, str]) -> Iterator[Fin
     closed = 0
     for one, other in [*ring, *((b, a) for a, b in ring)]:
         try:
-            port = ray.get(doors[other["NodeID"]].port.remote(), timeout=PATIENCE)
+            port: Any = ray.get(doors[other["NodeID"]].port.remote(), timeout=PATIENCE)
             why = ray.get(ray.remote(knock_on).options(
                 num_cpus=0, scheduling_strategy=On(one["NodeID"], soft=False)).remote(
                     other["NodeManagerAddress"], port), timeout=PATIENCE)

@@ -57,8 +57,8 @@ class GroupCell(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        outcome = ray.get(self.desk.do.remote(self.cell.key, self.cell))
-        if outcome["status"] == "dead":                      # no worker lived to tell
+        outcome = _ask(self.desk.do.remote(self.cell.key, self.cell))
+        if outcome["status"] in ("dead", "error"):           # no worker lived to tell, or could
             give_up(self.cell, self.place, outcome["reason"])
         return {"status": outcome["status"], "reason": outcome["reason"], "done": True}
 
@@ -103,7 +103,7 @@ class Crew:
         number, undersized = 0, 0.0
         while not self.over.is_set():
             try:
-                wanted = ray.get(self.desk.wanted.remote())
+                wanted = _ask(self.desk.wanted.remote())
                 groups, size = self.capacity.groups()
                 with self.lock:
                     sizes = dict(self.sizes)
@@ -119,7 +119,7 @@ class Crew:
                 if undersized and time.monotonic() - undersized > 5 * self.EVERY:
                     undersized = 0.0     # nodes came, and stayed: begin again with more workers
                     for name in small:
-                        if (key := ray.get(self.desk.leave.remote(name))) is not None:
+                        if (key := _ask(self.desk.leave.remote(name))) is not None:
                             self.place.room(key).set("more workers have come")
             except Exception:            # Ray is ending
                 if self.over.is_set() or not ray.is_initialized():
@@ -131,12 +131,12 @@ class Crew:
         began = time.monotonic()
         problem = fit(name, size, self.place, self.desk)
         try:
-            there = name in ray.get(self.desk.state.remote())["groups"]      # did it live to take a job?
-            ray.get(self.desk.lost.remote(name, problem))
+            there = name in _ask(self.desk.state.remote())["groups"]      # did it live to take a job?
+            _ask(self.desk.lost.remote(name, problem))
             self.failures = 0 if there or not problem else self.failures + 1
             late = time.monotonic() - began > 30             # places that others hold: they may come free
             if self.failures >= TRIES and not late and len(self.sizes) == 1:
-                ray.get(self.desk.refuse.remote(f"no group of {size} workers could be started: {problem}"))
+                _ask(self.desk.refuse.remote(f"no group of {size} workers could be started: {problem}"))
                 self.failures = 0
             self.problem = problem
         except Exception:                # Ray is ending
@@ -149,7 +149,7 @@ class Crew:
         self.over.set()
         try:
             for name in list(self.sizes):
-                ray.get(self.desk.leave.remote(name), timeout=5)
+                _ask(self.desk.leave.remote(name), timeout=5)
             until = time.monotonic() + 10                    # a graceful end: Ray Train removes its placement groups
             while self.sizes and time.monotonic() < until:
                 time.sleep(0.05)
@@ -180,7 +180,7 @@ def standing() -> list[str]:
     """For the watchdog: what this driver's groups do."""
     lines = []
     for each in _CREW:
-        state = ray.get(each.desk.state.remote(), timeout=5)
+        state = _ask(each.desk.state.remote(), timeout=5)
         for name, size in dict(each.sizes).items():
             told = state["groups"].get(name)
             at = "starting: waits for its places, or for its processes" if told is None else \
@@ -213,6 +213,11 @@ def fit(name: str, size: int, place: Place, desk: Any) -> str:
     return ""
 
 
+def _ask(answer: Any, timeout: float | None = None) -> Any:
+    """What the desk says."""
+    return ray.get(answer, timeout=timeout)
+
+
 def _has_accelerators() -> bool:
     """Whether the cluster's GPUs are more than numbers that somebody gave to `ray start`."""
     return any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
@@ -220,7 +225,7 @@ def _has_accelerators() -> bool:
 
 def stage_record(shared: Shared, place: Place, desk: Any) -> Record:
     """What the Ray task of a shared stage that trains together runs."""
-    outcome = ray.get(desk.do.remote(f"stage-{shared.key}", shared))
+    outcome: Outcome = _ask(desk.do.remote(f"stage-{shared.key}", shared))
     if outcome["status"] == inline.FULL:
         raise OSError(outcome["reason"])
     record = place.ledger.stage(shared.key)
@@ -241,9 +246,9 @@ def serve(config: dict) -> None:
     device = place.context(_unheard).device
     parallel = Parallel.joined(device)
     if rank == 0:
-        ray.get(desk.join.remote(name, world))
+        _ask(desk.join.remote(name, world))
     while True:
-        taken = ray.get(desk.take.remote(name, last))
+        taken = _ask(desk.take.remote(name, last))
         if taken == LEAVE:
             return
         if taken == DIE:
@@ -253,7 +258,7 @@ def serve(config: dict) -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        ray.get(desk.told.remote(name, last, rank, outcome))
+        _ask(desk.told.remote(name, last, rank, outcome))
 
 
 def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
@@ -261,9 +266,8 @@ def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
     try:
         if parallel.rank > 0:
             context = place.context(_unheard)
-            helped = produce if isinstance(job, Cell) else make_shared
             try:
-                helped(job, context, parallel)
+                produce(job, context, parallel) if isinstance(job, Cell) else make_shared(job, context, parallel)
             except (Diverged, Stopped):                      # all workers see these at the same step
                 pass
             return {"status": "done", "reason": ""}

@@ -157,11 +157,11 @@ class Watch(tune.Callback):
             self.view.drops(cell)
             self.queue.closing = True
             self.halted = result.get("reason", "")
-        elif result.get("status") == "stopped" or record is None:
+        elif result.get("status") == "stopped":
             self.view.drops(cell)
             self.queue.again(cell)
         else:
-            self.view.ends(cell, record)
+            self.view.ends(cell, record or inline.give_up(cell, self.place, "it left no record"))
             self.queue.ended(cell)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

@@ -2,10 +2,11 @@
 
     <store>/<key>.<random>.tmp       a make that was killed: swept when its key's lock is free, since who makes holds it
     <study>/cells/.<name>.<random>   a record that was never renamed into place: swept after an hour
-    <study>/tune/, groups/           Ray's bookkeeping of drivers that died: swept by the next driver, which is alone
+    <study>/tune*, groups/*          Ray's bookkeeping of drivers that died
 """
 
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from trainables.stages import Store
 
-OLD = 3600.0                            # seconds
+OLD, DAY = 3600.0, 86400.0              # seconds
 
 
 def sweep_store(store: Store) -> list[str]:
@@ -34,12 +35,20 @@ def sweep_store(store: Store) -> list[str]:
 
 
 def sweep_study(folder: Path) -> None:
-    """Remove what dead drivers of a study left; only for who holds its lock."""
-    for name in ("tune", "groups"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """Remove what dead drivers of a study left; only for who holds its lock.  Others may be helping it to search."""
+    shutil.rmtree(folder / "tune", ignore_errors=True)
+    for path in [*folder.glob("tune-*"), *folder.glob("groups/*")]:
+        if time.time() - path.stat().st_mtime > DAY or path.parent.name == "groups" and _dead(path.name):
+            shutil.rmtree(path, ignore_errors=True)
     for path in [*folder.glob("cells/.*"), *folder.glob("stages/.*")]:
         if time.time() - path.stat().st_mtime > OLD:
             path.unlink(missing_ok=True)
     for mark in folder.glob("stop/.*"):
         if time.time() - mark.stat().st_mtime > OLD:
             mark.unlink(missing_ok=True)
+
+
+def _dead(name: str) -> bool:
+    """Whether a group's driver, host-pid, was a process of this machine and is gone."""
+    host, pid, _ = name.rsplit("-", 2)
+    return host == socket.gethostname() and not Path(f"/proc/{pid}").exists()

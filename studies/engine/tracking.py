@@ -127,7 +127,7 @@ class Tracking:
         from mlflow.entities import Metric, Param, RunTag
 
         start = [line for line in lines if line["kind"] == "start"][-1:]
-        end = next((line for line in lines[::-1] if line["kind"] in ("start", "end")), {"kind": "start"})
+        end: Record = next((line for line in lines[::-1] if line["kind"] in ("start", "end")), {"kind": "start"})
         kind = "stage" if key.startswith("stage-") else "cell"
         tags, params = {}, {}
         for line in start:
