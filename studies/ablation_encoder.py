@@ -10,15 +10,15 @@ paper finds that contextual encodings beat plain embeddings, and BERT's the othe
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from studies.engine.main import main
 from studies.engine.study import Arm, Maximise, Minimise, Resources, Scale, Study, Watch
 from trainables.tencdm import tencdm, tencdm_laptop
 from trainables.text.encoders import T5, Bart, Bert, Embeddings, Roberta, contextual
-from trainables.trial import Trial
 
 
-def small(family: Callable) -> Callable[[Trial], dict]:
+def small(family: Callable) -> Callable[[Any], dict]:
     """The laptop's home-grown encoder, of another family: same size, same training."""
     return lambda trial: {"system.encoder": family(weights=contextual(trial.system.encoder).weights)}
 

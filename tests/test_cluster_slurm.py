@@ -64,8 +64,9 @@ class Allocation:
         self.env["PYTHONWARNINGS"] = "ignore"
 
     def submit(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(["bash", str(SCRIPT), *arguments], cwd=self.folder, env=self.env, text=True,
-                                stdout=open(self.folder / "log", "w"), stderr=subprocess.STDOUT, start_new_session=True)
+        with open(self.folder / "log", "w") as log:
+            return subprocess.Popen(["bash", str(SCRIPT), *arguments], cwd=self.folder, env=self.env, text=True,
+                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     @property
     def log(self) -> str:

@@ -470,7 +470,9 @@ def test_another_decoder_finds_the_same_checkpoint():
 
 def test_the_laptop_recipe_learns(context):
     """A hundred steps of the laptop's own network on a small corpus: the loss falls by half."""
-    network = tencdm_laptop().system.network
+    laptop = tencdm_laptop().system
+    assert isinstance(laptop, TEncDM)
+    network = laptop.network
     system = system_of(override(PLAIN, {"network": network}), context)
     losses: list[float] = []
     inner = dataclasses.replace(context, record=lambda step, said: losses.append(said["valid/loss"])

@@ -232,14 +232,13 @@ class DiffusionBertSystem(nn.Module):
     def diagnose(self) -> dict[str, Tensor]:
         """The bound on the validation texts, at each validation, on the averaged weights (evaluation/text_bound.py).
 
-        bound_published_per_token: beside it, D3pm's own sum where it is trained as published, which bounds nothing.
+        bound_own_per_token: beside it, what the objective itself sums to; D3pm's as published bounds nothing.
         """
         rows, device = self.batches("valid"), self.weights.device
         found = text_bound(self, rows, self.cfg.bound, device)
-        if isinstance(self.cfg.objective, D3pm) and self.cfg.objective.as_published:
-            own = text_bound(Published(self), rows, self.cfg.bound, device)
-            found["bound_published_per_token"] = own["bound_per_token"]
-        return found
+        mixture = isinstance(self.cfg.objective, D3pm)
+        own = text_bound(Mixture(self), rows, self.cfg.bound, device) if mixture else found
+        return found | {"bound_own_per_token": own["bound_per_token"]}
 
     def estimate(self, batch: Batch, steps: int, rng: Rng) -> Tensor:
         """An unbiased estimate [B] of the bound on -ln p(x_0 | its length), from one call."""
@@ -325,8 +324,8 @@ class DiffusionBertSystem(nn.Module):
         return TokenSplit(self.split_folder, split)
 
 
-class Published:
-    """The sum that DiffusionBERT reports for a bound: D3PM's mixture, its spindle centred on each sentence."""
+class Mixture:
+    """The sum of D3PM's terms; as published, with the spindle centred on each sentence, it is no bound."""
 
     def __init__(self, system: DiffusionBertSystem):
         self.system, self.length_cost, self.count = system, system.length_cost, system.count
@@ -334,12 +333,14 @@ class Published:
     def estimate(self, batch: Batch, steps: int, rng: Rng) -> Tensor:
         """Of the objective's own number of steps, whatever `steps`.   [B]"""
         system = self.system
-        t, s = step_of(1 - stratified(len(batch), 1, rng), system.cfg.objective.steps)
+        objective = system.cfg.objective
+        published = isinstance(objective, D3pm) and objective.as_published
+        t, s = step_of(1 - stratified(len(batch), 1, rng), objective.steps)
         able = system.layout.able(batch)
-        x_t = system.hide(batch.ids, able, t, rng, published=True)
+        x_t = system.hide(batch.ids, able, t, rng, published)
         hidden = able & (x_t == system.mask)
         h = system.states(x_t, t, system.layout.places(batch, len(t)))
-        return _rows(hidden, system.mixture(system.log_p(h[hidden], mask_too=True), batch, hidden, t, s, True))
+        return _rows(hidden, system.mixture(system.log_p(h[hidden], mask_too=True), batch, hidden, t, s, published))
 
 
 def _share(which: Tensor) -> Tensor:

@@ -261,7 +261,7 @@ class Ld4lgSystem(nn.Module):
     def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
         return self.cfg.process.prior((*shape, self.space.width), rng)
 
-    def draw_mask(self, rows: int, rng: Rng) -> Tensor:
+    def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
         return self.space.draw_mask(rows, rng)
 
     def denoise(self, x_t: Tensor, t: Tensor, *, previous: Prediction | None, batch: Batch | None = None) -> Prediction:

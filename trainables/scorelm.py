@@ -351,7 +351,7 @@ class ScoreLmSystem(nn.Module):
         ids = torch.searchsorted(self.frequency.cumsum(0), rng.uniform(shape).double())
         return noise + self.embed(ids.clamp(max=len(self.frequency) - 1))
 
-    def draw_mask(self, rows: int, rng: Rng) -> Tensor:
+    def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
         """[rows, L] bool: lengths as often as training texts have them; all of L where pads are learned."""
         place = torch.arange(self.cfg.length, device=self.seen_lengths.device)
         if self.cfg.lengths != "drawn":

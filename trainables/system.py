@@ -79,8 +79,8 @@ class Diagnoses(Protocol):
 class DrawsMask(Protocol):
     """A system that decides how long a text will be before it is drawn."""
 
-    def draw_mask(self, rows: int, rng: Rng) -> Tensor:
-        """[rows, L] bool, the positions that will be text: `batch.mask` while sampling."""
+    def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
+        """[rows, L] bool, the positions that will be text: `batch.mask` while sampling.  batch: the conditions."""
         ...
 
 

@@ -33,7 +33,7 @@ from trainables.text.pieces import imported_pieces
 from trainables.text.rows import Row
 from trainables.training.train import Training, load_weights, train
 
-System = TEncDM | ScoreLm | Ld4lg | DiffusionBert           # the closed set of systems: a sixth is one more name in this union
+System = TEncDM | Ld4lg | DiffusionBert | ScoreLm       # the closed set of systems: a sixth is one more name here
 
 
 @config
@@ -168,7 +168,7 @@ class Sampled:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def asked(self, context: Context) -> list[tuple[int, Row]]:
-        """What texts may be asked for: a row's number in its split and the conditions it stands for, each condition once."""
+        """What texts may be asked for: a row's number in its split and the conditions it stands for, each once."""
         read = [name for name, wanted in
                 (("source", self.system.reads_source), ("class", self.system.reads_class)) if wanted]
         if not read:
@@ -187,7 +187,7 @@ class Sampled:
         if where[0][1]:
             batch = conditions_of(system.batches(self.split).take(torch.tensor([number for number, _ in where])))
             batch = batch.to(context.device)
-        mask = system.draw_mask(len(where), rng) if isinstance(system, DrawsMask) else None
+        mask = system.draw_mask(len(where), rng, batch) if isinstance(system, DrawsMask) else None
         if mask is not None:
             drawn = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
             batch = drawn if batch is None else replace(drawn, source=batch.source, label=batch.label)

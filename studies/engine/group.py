@@ -32,7 +32,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from studies.engine import inline
 from studies.engine.admission import Capacity
 from studies.engine.desk import DIE, LEAVE, Desk, Outcome
-from studies.engine.halt import disk_full
+from studies.engine.halt import disk_full, peer_lost
 from studies.engine.inline import Place, attempt, give_up, one_line
 from studies.engine.ledger import Record
 from studies.engine.plan import Cell, Shared
@@ -121,25 +121,27 @@ class Crew:
                     for name in small:
                         if (key := _ask(self.desk.leave.remote(name))) is not None:
                             self.place.room(key).set("more workers have come")
-            except Exception:            # Ray is ending
+            except BaseException:        # Ray is ending: it raises SystemExit in threads that wait for it
                 if self.over.is_set() or not ray.is_initialized():
                     return
             self.over.wait(0.2 if self.failures == 0 else self.EVERY)
 
     def _group(self, name: str, size: int) -> None:
         """One group, from its start to its end."""
-        began = time.monotonic()
+        began, nodes = time.monotonic(), _nodes()
         problem = fit(name, size, self.place, self.desk)
         try:
             there = name in _ask(self.desk.state.remote())["groups"]      # did it live to take a job?
+            if problem and nodes - _nodes():
+                problem = f"its node died: {problem}"
             _ask(self.desk.lost.remote(name, problem))
             self.failures = 0 if there or not problem else self.failures + 1
-            late = time.monotonic() - began > 30             # places that others hold: they may come free
+            late = "startup timed out" in problem or time.monotonic() - began > 60       # its places may yet come free
             if self.failures >= TRIES and not late and len(self.sizes) == 1:
                 _ask(self.desk.refuse.remote(f"no group of {size} workers could be started: {problem}"))
                 self.failures = 0
             self.problem = problem
-        except Exception:                # Ray is ending
+        except BaseException:            # Ray is ending
             pass
         with self.lock:
             self.sizes.pop(name, None)
@@ -154,8 +156,9 @@ class Crew:
             while self.sizes and time.monotonic() < until:
                 time.sleep(0.05)
             ray.kill(self.desk)
-        except Exception:                # Ray is ending, or was never asked to begin
+        except Exception:                # Ray has ended
             pass
+        self.thread.join(5)
 
 
 _CREW: list[Crew] = []                   # this process's, one at most
@@ -204,13 +207,17 @@ def fit(name: str, size: int, place: Place, desk: Any) -> str:
                                                resources_per_worker=holds),
             run_config=train.RunConfig(
                 name=name, storage_path=str(folder),
-                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1)),
+                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0)),
         ).fit()
-    except Exception as error:
+    except BaseException as error:       # SystemExit, where Ray is ending
         return one_line(error)
     finally:
         shutil.rmtree(folder / name, ignore_errors=True)
     return ""
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _ask(answer: Any, timeout: float | None = None) -> Any:
@@ -275,6 +282,8 @@ def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
             else inline.make_stage(job, place, functools.partial(make_shared, job, parallel=parallel))
         return {"status": record["status"], "reason": record["reason"]}
     except Exception as error:
+        if peer_lost(error):
+            raise                        # this group is broken; another one goes on
         return {"status": inline.FULL if disk_full(error) else "error", "reason": one_line(error)}
 
 

@@ -1,5 +1,6 @@
 """What ends a study before its time without a fault of its own, and what is said then.
 
+    peer_lost            a worker of a group is gone, and the others noticed in the middle of a collective
     Halt                 the world must be mended first (a full disk): exit code 3, the same command continues
     Notice, notices      a process was told to make room (SIGTERM): work saves itself at its next step and is run again;
                          that is nobody's failure
@@ -27,6 +28,21 @@ def disk_full(error: BaseException | None) -> bool:
         if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "disk is full")):
             return True                  # safetensors, SQLite and Ray say it in words
         error = error.__cause__ or error.__context__
+    return False
+
+
+PEER = ("Connection closed by peer", "gloo/transport", "Connection reset by peer", "Socket Timeout", "NCCL error",
+        "NCCL communicator was aborted", "ProcessGroupNCCL")
+
+
+def peer_lost(error: BaseException | None) -> bool:
+    """Whether a collective broke off because another worker is gone: the group's misfortune, not the cell's."""
+    while error is not None:
+        if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError", "DistError"):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in PEER):
+            return True
+        error = error.__cause__
     return False
 
 

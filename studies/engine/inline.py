@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from studies.engine.halt import GIVEN, disk_full, notices
+from studies.engine.halt import GIVEN, disk_full, notices, peer_lost
 from studies.engine.ledger import Ledger, Outbox, Record
 from studies.engine.plan import Cell, Shared
 from studies.engine.provenance import Code
@@ -144,8 +144,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
         else:
             record |= {"status": "stopped", "reason": f"told to make room after step {error.step}"}
     except Exception as error:           # a cell's failure is a row of the table, never the study's
-        if disk_full(error):
-            raise                        # but for this one, which would be every cell's
+        if disk_full(error) or peer_lost(error):
+            raise                        # but for these: the first would be every cell's, the second its group's
         record |= {"status": "failed", "reason": one_line(error)}
         trace = traceback.format_exc()
     seconds = outbox.spent + time.perf_counter() - clock
@@ -174,7 +174,7 @@ def make_stage(shared: Shared, place: Place, produce: Callable[[Context], object
     except Stopped as error:
         status, reason = "stopped", f"told to make room after step {error.step}"
     except Exception as error:
-        if disk_full(error):
+        if disk_full(error) or peer_lost(error):
             raise
         status, reason, trace = "failed", one_line(error), traceback.format_exc()
     seconds = outbox.spent + time.perf_counter() - clock

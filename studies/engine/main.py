@@ -11,6 +11,7 @@ continues.
 import contextlib
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -124,6 +125,7 @@ def conduct(study: Study, options: Options) -> int:
         console.print(Text("stopped; the same command continues from here"))
         return 130
     finally:
+        give_back()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -179,6 +181,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         findings = report.Findings(plan, ledger)
         status = "failed" if findings.failed() else "done"
     finally:
+        sweep_store(open_store(options))         # of workers that were killed
         shipper.drain()
         write_report(plan, options, ledger, tracking.runs)
         story.end(status, 0.0, texts={name: (ledger.folder / name).read_text(encoding="utf-8")
@@ -232,6 +235,7 @@ def ray_up(plan: Plan, log: Path) -> Iterator[None]:
     finally:
         if ours:
             with quiet(log):
+                give_back()
                 ray.shutdown()
 
 
@@ -253,6 +257,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
                 run(plan, place, shape(cluster.address), view)
         finally:
             if ours:
+                give_back()
                 ray.shutdown()
 
 
@@ -317,6 +322,12 @@ def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: 
                        f"{shlex.quote(shown(tracking_uri(options.out)))}\n"
                        f"{span(time.time() - began)}"), soft_wrap=True)
     return 1 if findings.failed() else 0
+
+
+def give_back() -> None:
+    """End the groups of workers that this driver may have, before Ray ends, or on a cluster that outlives us."""
+    if (group := sys.modules.get("studies.engine.group")) is not None:      # else there is none, and Ray is not there
+        group.release()
 
 
 def _as_interrupt(number: int, frame: Any) -> None:

@@ -1,7 +1,7 @@
 """Sweeping: what killed processes leave behind, removed where nobody can still be at it.
 
     <store>/<key>.<random>.tmp       a make that was killed: swept when its key's lock is free, since who makes holds it
-    <study>/cells/.<name>.<random>   a record that was never renamed into place: swept after an hour
+    <study>/cells/.<name>.<random>   a record that was never renamed into place: swept after a minute
     <study>/tune*, groups/*          Ray's bookkeeping of drivers that died
 """
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from trainables.stages import Store
 
-OLD, DAY = 3600.0, 86400.0              # seconds
+OLD, DAY = 60.0, 86400.0                # seconds
 
 
 def sweep_store(store: Store) -> list[str]:
