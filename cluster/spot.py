@@ -1,6 +1,6 @@
 """Spot GPUs on AWS, and on-demand ones where spot is sold out.
 
-    python cluster/spot.py ~/ray_bootstrap_config.yaml      on the head, before `ray start`: the autoscaler will use SpotFirst
+    python cluster/spot.py ~/ray_bootstrap_config.yaml      on the head, before `ray start`
 
 Ray launches what a node type says and, where the market has none, asks again every few seconds, for ever: a study
 would wait all night for a machine that nobody sells.  SpotFirst asks for spot in every zone and then, in the same
@@ -18,9 +18,9 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 SOLD_OUT = {
-    "InsufficientInstanceCapacity",     # none left, in any zone
-    "MaxSpotInstanceCountExceeded",     # the account's quota for spot
-    "SpotMaxPriceTooLow",               # a SpotOptions.MaxPrice below the market
+    "InsufficientInstanceCapacity",  # none left, in any zone
+    "MaxSpotInstanceCountExceeded",  # the account's quota for spot
+    "SpotMaxPriceTooLow",  # a SpotOptions.MaxPrice below the market
     "UnfulfillableCapacity",
 }
 MARKET = "palimpsest-market"

@@ -6,7 +6,7 @@
     DiffusionBERT    words that disappear behind a mask                                  trainables/diffusionbert.py
     score LM         Gaussian diffusion of word embeddings that are learned with it      trainables/scorelm.py
 
-Each arm is a system with the recipe that suits it, trained for as many texts as the others: 1,500 steps of about 64
+Each arm is a system with the recipe that suits it, trained for as many texts as the others: 2,000 steps of about 64
 here, and the 102.4 million of TEncDM's paper at paper size.  What a text costs differs, and the column of hours says
 how much; language models, encoders, autoencoders and decoders are stages, paid once for all seeds.
 
@@ -25,7 +25,7 @@ from trainables.scorelm import scorelm, scorelm_laptop
 from trainables.tencdm import tencdm, tencdm_laptop
 from trainables.trial import Trial
 
-STEPS, TEXTS = 1_500, 102_400_000
+STEPS, TEXTS = 2_000, 102_400_000
 
 
 def system(laptop: Callable[..., Trial], paper: Callable[..., Trial]) -> Arm:

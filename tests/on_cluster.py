@@ -31,6 +31,7 @@ import ray  # noqa: E402
 from fake_trial import recipe  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from studies.engine.doctor import examine  # noqa: E402
 from studies.engine.ledger import Ledger, read_from  # noqa: E402
 from studies.engine.main import main  # noqa: E402
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study  # noqa: E402
@@ -84,7 +85,8 @@ def neighbours(cluster: Cluster, out: Path) -> dict[str, Any]:
     Then trials of four workers, which no node holds alone; and trials that can never fit."""
     node = cluster.add_node(num_cpus=3)
     cluster.wait_for_nodes()
-    found = {"neighbours": command(study("neighbours", Resources(workers=2)), out),
+    found = {"doctor": [[finding.grade, finding.words] for finding in examine(out, None, 1, 0.0, 2)],
+             "neighbours": command(study("neighbours", Resources(workers=2)), out),
              "wide": command(study("wide", Resources(workers=4), seeds=1), out),
              "never": command(study("never", Resources(workers=5)), out)}
     cluster.remove_node(node)

@@ -1,4 +1,4 @@
-"""cluster/gpu.yaml and cluster/aws.yaml against a pretend AWS: a moto server that answers EC2, IAM, S3, EFS and CloudFormation.
+"""cluster/gpu.yaml and cluster/aws.yaml against a pretend AWS: moto, for EC2, IAM, S3, EFS and CloudFormation.
 
     the stack            made, its ids written into a copy of gpu.yaml by its own `Fill` command
     bootstrap, launch    Ray's own AWS code: key pair, group, roles, head, workers, spot, volumes, tags, image
@@ -8,6 +8,7 @@
 Run as a program it is that server:   python tests/test_cluster_aws.py PORT FILE     (no spot while FILE exists)
 """
 
+# pyright: reportMissingImports=false
 import copy
 import json
 import os
@@ -46,9 +47,9 @@ def serve(port: int, sold_out: Path, host: str = "127.0.0.1") -> None:
             raise EC2ClientError(sold_out.read_text() or "InsufficientInstanceCapacity", "There is no Spot capacity.")
         return launch(self, *arguments, **options)
 
-    InstanceBackend.run_instances = run_instances      # type: ignore[method-assign]
+    InstanceBackend.run_instances = run_instances  # type: ignore[method-assign]
     # moto has a copy of AWS's public parameters, but not of the deep learning images'.
-    ResourceMap.parse_ssm_parameter = lambda self, name, kind: IMAGES[name]      # type: ignore[method-assign]
+    ResourceMap.parse_ssm_parameter = lambda self, name, kind: IMAGES[name]  # type: ignore[method-assign]
     main(["-H", host, "-p", str(port)])
 
 
@@ -61,13 +62,17 @@ class Aws:
     def client(self, service: str) -> Any:
         import boto3
 
-        return boto3.client(service, region_name=REGION, endpoint_url=self.url, aws_access_key_id="test",
-                            aws_secret_access_key="test")
+        return boto3.client(
+            service, region_name=REGION, endpoint_url=self.url, aws_access_key_id="test", aws_secret_access_key="test"
+        )
 
     def machines(self, *states: str) -> list[dict[str, Any]]:
         """Instances in these states (all that are not ended), oldest first."""
-        found = [machine for group in self.client("ec2").describe_instances()["Reservations"]
-                 for machine in group["Instances"]]
+        found = [
+            machine
+            for group in self.client("ec2").describe_instances()["Reservations"]
+            for machine in group["Instances"]
+        ]
         wanted = states or ("pending", "running", "stopping", "stopped")
         return sorted((each for each in found if each["State"]["Name"] in wanted), key=lambda each: each["LaunchTime"])
 
@@ -76,10 +81,17 @@ class Aws:
         ec2, formation = self.client("ec2"), self.client("cloudformation")
         subnets = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
         subnets = sorted(subnets, key=lambda subnet: subnet["AvailabilityZone"])[:3]
-        values = {"SshFrom": ssh_from, "Vpc": subnets[0]["VpcId"],
-                  "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets)}
-        formation.create_stack(StackName="palimpsest", TemplateBody=STACK.read_text(), Capabilities=["CAPABILITY_NAMED_IAM"],
-                               Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()])
+        values = {
+            "SshFrom": ssh_from,
+            "Vpc": subnets[0]["VpcId"],
+            "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets),
+        }
+        formation.create_stack(
+            StackName="palimpsest",
+            TemplateBody=STACK.read_text(),
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
+        )
         stack = formation.describe_stacks(StackName="palimpsest")["Stacks"][0]
         assert stack["StackStatus"] == "CREATE_COMPLETE", stack
         return next(output["OutputValue"] for output in stack["Outputs"] if output["OutputKey"] == "Fill")
@@ -103,7 +115,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen([sys.executable, __file__, str(port), str(folder / "sold-out")], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(port), str(folder / "sold-out")], stdout=log, stderr=log
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -131,7 +145,7 @@ def aws(server: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
     import ray.autoscaler._private.aws.utils as utils
 
     for cached in (config._get_subnets_or_die, utils.resource_cache, utils.client_cache):
-        cached.cache_clear()            # Ray keeps its connections to an account for the life of a process
+        cached.cache_clear()  # Ray keeps its connections to an account for the life of a process
     return server
 
 
@@ -152,9 +166,17 @@ def launch(provider: Any, config: dict[str, Any], name: str, count: int = 1) -> 
     kind = "head" if name == config["head_node_type"] else "worker"
     node = copy.deepcopy(config["available_node_types"][name]["node_config"])
     node |= config.get("head_node", {}) if kind == "head" else {}
-    provider.create_node(node, {
-        tags.TAG_RAY_NODE_KIND: kind, tags.TAG_RAY_USER_NODE_TYPE: name, tags.TAG_RAY_LAUNCH_CONFIG: "x",
-        tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}", tags.TAG_RAY_NODE_STATUS: "uninitialized"}, count)
+    provider.create_node(
+        node,
+        {
+            tags.TAG_RAY_NODE_KIND: kind,
+            tags.TAG_RAY_USER_NODE_TYPE: name,
+            tags.TAG_RAY_LAUNCH_CONFIG: "x",
+            tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}",
+            tags.TAG_RAY_NODE_STATUS: "uninitialized",
+        },
+        count,
+    )
 
 
 def words(machine: dict[str, Any]) -> dict[str, str]:
@@ -165,8 +187,11 @@ def test_the_stack_admits_ssh_from_one_range_and_nothing_else(aws: Aws):
     aws.make_stack()
     groups = aws.client("ec2").describe_security_groups(Filters=[{"Name": "tag:project", "Values": ["palimpsest"]}])
     (group,) = groups["SecurityGroups"]
-    outside = [(rule["FromPort"], rule["ToPort"], rule["IpProtocol"], [each["CidrIp"] for each in rule["IpRanges"]])
-               for rule in group["IpPermissions"] if rule["IpRanges"] or rule.get("Ipv6Ranges")]
+    outside = [
+        (rule["FromPort"], rule["ToPort"], rule["IpProtocol"], [each["CidrIp"] for each in rule["IpRanges"]])
+        for rule in group["IpPermissions"]
+        if rule["IpRanges"] or rule.get("Ipv6Ranges")
+    ]
     assert outside == [(22, 22, "tcp", [SSH_FROM])]
     inside = [rule for rule in group["IpPermissions"] if rule["UserIdGroupPairs"]]
     assert [pair["GroupId"] for rule in inside for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]
@@ -183,6 +208,7 @@ def test_the_stack_refuses_everybody(everybody: str):
 
 def _plain() -> type[yaml.SafeLoader]:
     """A loader that takes CloudFormation's !Ref and !Sub for plain values."""
+
     class Plain(yaml.SafeLoader):
         pass
 
@@ -212,7 +238,7 @@ def test_roles_can_do_little(aws: Aws):
     for role in ("palimpsest-head", "palimpsest-worker"):
         assert not iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"], "nothing of AWS's *FullAccess"
     autoscaler = iam.get_role_policy(RoleName="palimpsest-head", PolicyName="autoscaler")["PolicyDocument"]
-    autoscaler = yaml.safe_load(autoscaler) if isinstance(autoscaler, str) else autoscaler     # moto: as text
+    autoscaler = yaml.safe_load(autoscaler) if isinstance(autoscaler, str) else autoscaler  # moto: as text
     passing = [rule for rule in autoscaler["Statement"] if rule["Action"] == "iam:PassRole"]
     assert [rule["Resource"] for rule in passing] == [iam.get_role(RoleName="palimpsest-worker")["Role"]["Arn"]]
     ending = [rule for rule in autoscaler["Statement"] if rule["Action"] == ["ec2:TerminateInstances"]]
@@ -224,7 +250,7 @@ def test_bucket_is_private_and_the_stacks(aws: Aws):
     (bucket,) = aws.client("s3").list_buckets()["Buckets"]
     assert f"s3://{bucket['Name']}" in command
     properties = yaml.load(STACK.read_text(), Loader=_plain())["Resources"]["Bucket"]["Properties"]
-    assert all(properties["PublicAccessBlockConfiguration"].values())      # moto does not apply this part
+    assert all(properties["PublicAccessBlockConfiguration"].values())  # moto does not apply this part
     assert len(properties["PublicAccessBlockConfiguration"]) == 4
 
 
@@ -250,8 +276,11 @@ def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.
     """Everything but SSH: what Ray makes in the account out of gpu.yaml, and that nothing of it stays."""
     path = fill(aws.make_stack(), tmp_path)
     ec2 = aws.client("ec2")
-    disks = [disk for each in yaml.safe_load(path.read_text())["available_node_types"].values()
-             for disk in each["node_config"]["BlockDeviceMappings"]]
+    disks = [
+        disk
+        for each in yaml.safe_load(path.read_text())["available_node_types"].values()
+        for disk in each["node_config"]["BlockDeviceMappings"]
+    ]
     assert all(disk["Ebs"]["DeleteOnTermination"] for disk in disks)
     groups = len(ec2.describe_security_groups()["SecurityGroups"])
     config, provider = bootstrap(path, monkeypatch)
@@ -265,9 +294,15 @@ def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.
     launch(provider, config, "h100-x8")
     machines = aws.machines()
     stack = yaml.safe_load(path.read_text())["available_node_types"]["head"]["node_config"]
-    by_type = {name: [each for each in machines if words(each)["ray-user-node-type"] == name] for name in config["available_node_types"]}
+    by_type = {
+        name: [each for each in machines if words(each)["ray-user-node-type"] == name]
+        for name in config["available_node_types"]
+    }
     assert {name: [each["InstanceType"] for each in some] for name, some in by_type.items() if some} == {
-        "head": ["m7i.xlarge"], "l40s": ["g6e.2xlarge"] * len(by_type["l40s"]), "h100-x8": ["p5.48xlarge"]}
+        "head": ["m7i.xlarge"],
+        "l40s": ["g6e.2xlarge"] * len(by_type["l40s"]),
+        "h100-x8": ["p5.48xlarge"],
+    }
     assert by_type["l40s"]
     for machine in machines:
         name = words(machine)["ray-user-node-type"]
@@ -275,7 +310,9 @@ def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.
         assert machine["ImageId"] == stack["ImageId"]
         assert [group["GroupId"] for group in machine["SecurityGroups"]] == stack["SecurityGroupIds"]
         assert machine["SubnetId"] == stack["SubnetIds"][0]
-        assert machine["IamInstanceProfile"]["Arn"].endswith("palimpsest-head" if name == "head" else "palimpsest-worker")
+        assert machine["IamInstanceProfile"]["Arn"].endswith(
+            "palimpsest-head" if name == "head" else "palimpsest-worker"
+        )
         assert machine["MetadataOptions"]["HttpTokens"] == "required"
         assert words(machine)["project"] == "palimpsest" and words(machine)["ray-cluster-name"] == "palimpsest"
         assert machine["KeyName"] in [pair["KeyName"] for pair in ec2.describe_key_pairs()["KeyPairs"]]
@@ -311,15 +348,17 @@ def test_spot_sold_out_means_on_demand(aws: Aws, tmp_path: Path, monkeypatch: py
     launch(provider, config, "l40s")
     aws.sold_out.write_text("InsufficientInstanceCapacity")
     with pytest.raises(NodeLaunchException):
-        launch(plain, config, "l40s")                  # Ray alone gives up, and would ask the same again for ever
+        launch(plain, config, "l40s")  # Ray alone gives up, and would ask the same again for ever
     launch(provider, config, "l40s")
     aws.sold_out.unlink()
     launch(provider, config, "l40s")
-    seen = [(each["InstanceType"], each.get("InstanceLifecycle", "on-demand"), words(each)["palimpsest-market"])
-            for each in aws.machines()]
+    seen = [
+        (each["InstanceType"], each.get("InstanceLifecycle", "on-demand"), words(each)["palimpsest-market"])
+        for each in aws.machines()
+    ]
     assert sorted(seen) == [("g6e.2xlarge", "on-demand", "on-demand"), *[("g6e.2xlarge", "spot", "spot")] * 2]
 
-    aws.sold_out.write_text("UnauthorizedOperation")   # not about capacity: the full price would not help
+    aws.sold_out.write_text("UnauthorizedOperation")  # not about capacity: the full price would not help
     with pytest.raises(NodeLaunchException):
         launch(provider, config, "l40s")
     assert len(aws.machines()) == 3
@@ -344,12 +383,12 @@ def test_launch_fields_are_the_apis_own():
     shape = session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     types = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())["available_node_types"]
     for name, each in types.items():
-        node = {key: value for key, value in each["node_config"].items() if key != "SubnetIds"}      # Ray's own
+        node = {key: value for key, value in each["node_config"].items() if key != "SubnetIds"}  # Ray's own
         report = ParamValidator().validate(node | {"MinCount": 1, "MaxCount": 1}, shape)
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
     assert ParamValidator().validate({"MinCount": 1, "MaxCount": 1, "ImageID": "x"}, shape).has_errors()
 
 
 if __name__ == "__main__":
-    os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "true"      # a misspelt type is refused, as AWS does
+    os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "true"  # a misspelt type is refused, as AWS does
     serve(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -1,4 +1,4 @@
-"""`ray up cluster/gpu.yaml` to `ray down`, for real, on a pretend EC2: moto's API, and a host with sshd behind every instance.
+"""`ray up cluster/gpu.yaml` to `ray down`, for real, on a pretend EC2: moto's API, a host with sshd per instance.
 
     up       the stack's ids in the file; the head is launched, set up over SSH, and starts the autoscaler with spot.py
     from 0   two GPU tasks ask for machines while the spot market is empty: they come on demand
@@ -38,7 +38,7 @@ from test_cluster_onprem import (
 )
 
 GATEWAY = "172.31.255.254"
-JOB = '''
+JOB = """
 import sys, time
 import ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
@@ -50,7 +50,7 @@ def where(seconds):
 
 print("BEFORE", sum(node["Alive"] for node in ray.nodes()), flush=True)
 print("JOB", len(set(ray.get([where.remote(float(sys.argv[2])) for _ in range(int(sys.argv[1]))]))), flush=True)
-'''
+"""
 
 
 class Datacenter(threading.Thread):
@@ -64,7 +64,7 @@ class Datacenter(threading.Thread):
         while True:
             try:
                 self.look()
-            except Exception as error:      # the API is busy, or an instance went while we looked
+            except Exception as error:  # the API is busy, or an instance went while we looked
                 print("datacenter:", repr(error), flush=True)
             time.sleep(0.5)
 
@@ -77,11 +77,26 @@ class Datacenter(threading.Thread):
 
     def boot(self, machine: dict[str, Any]) -> subprocess.Popen:
         address, public = machine["PrivateIpAddress"], machine.get("PublicIpAddress")
-        pairs = self.aws.client("ec2").describe_key_pairs(KeyNames=[machine["KeyName"]], IncludePublicKey=True)["KeyPairs"]
+        pairs = self.aws.client("ec2").describe_key_pairs(KeyNames=[machine["KeyName"]], IncludePublicKey=True)[
+            "KeyPairs"
+        ]
         with open(self.shared / f"host{self.booted}.log", "w") as log:
-            process = subprocess.Popen([*NAMESPACES, sys.executable, __file__, "--host", str(self.shared), str(self.booted),
-                                        pairs[0]["PublicKey"].strip(), address], preexec_fn=die_with_parent,
-                                       stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [
+                    *NAMESPACES,
+                    sys.executable,
+                    __file__,
+                    "--host",
+                    str(self.shared),
+                    str(self.booted),
+                    pairs[0]["PublicKey"].strip(),
+                    address,
+                ],
+                preexec_fn=die_with_parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         pid = child_of(process)
         plug_in(pid, f"v{self.booted}", address, GATEWAY, prefix=16)
         if public:
@@ -92,11 +107,15 @@ class Datacenter(threading.Thread):
 
 
 def environment() -> dict[str, str]:
-    return ACCOUNT | {"AWS_ENDPOINT_URL": f"http://{GATEWAY}:5000", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    return ACCOUNT | {
+        "AWS_ENDPOINT_URL": f"http://{GATEWAY}:5000",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
 
 
 def smaller(path: Path, shared: Path) -> None:
-    """What these hosts cannot have: an NFS server, packages from the network, gigabytes of memory, ten minutes of patience."""
+    """What these hosts cannot have: an NFS server, packages from a network, gigabytes of memory, ten idle minutes."""
     text = path.read_text()
     for was, becomes in {
         r"SHARED=/results NFS=\S+ STORE=\S+": f"SHARED={shared}/results VENV={sys.prefix}",
@@ -113,10 +132,16 @@ def rehearse(shared: Path) -> None:
     own_folders(shared)
     home = account()
     bridge(f"{GATEWAY}/16")
-    os.environ.update(environment() | {"HOME": str(home), "USER": "ubuntu", "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"})
+    os.environ.update(
+        environment() | {"HOME": str(home), "USER": "ubuntu", "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    )
     sold_out = shared / "sold-out"
-    server = subprocess.Popen([sys.executable, str(ROOT / "tests/test_cluster_aws.py"), "5000", str(sold_out), GATEWAY],
-                              stdout=open(shared / "moto.log", "w"), stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/test_cluster_aws.py"), "5000", str(sold_out), GATEWAY],
+        stdout=open(shared / "moto.log", "w"),
+        stderr=subprocess.STDOUT,
+        preexec_fn=die_with_parent,
+    )
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://{GATEWAY}:5000/moto-api/data.json", timeout=60).close()
@@ -138,14 +163,19 @@ def rehearse(shared: Path) -> None:
         (shared / "report.json").write_text(json.dumps(report))
 
     def command(name: str, *arguments: str) -> str:
-        done = subprocess.run(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            arguments, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400
+        )
         (shared / f"{name}.log").write_text(done.stdout + done.stderr)
         note(name, done.returncode)
         return done.stdout + done.stderr
 
     def seen() -> list[list[str]]:
         tags = [({tag["Key"]: tag["Value"] for tag in each["Tags"]}, each) for each in aws.machines()]
-        return sorted([mine["ray-user-node-type"], each["InstanceType"], each.get("InstanceLifecycle", "on-demand")] for mine, each in tags)
+        return sorted(
+            [mine["ray-user-node-type"], each["InstanceType"], each.get("InstanceLifecycle", "on-demand")]
+            for mine, each in tags
+        )
 
     command("up", "ray", "up", "-y", "--no-config-cache", str(path))
     note("after_up", seen())
@@ -210,5 +240,8 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--inside":
         rehearse(Path(sys.argv[2]))
     else:
-        sys.exit(subprocess.run([*NAMESPACES, sys.executable, __file__, "--inside", *sys.argv[1:]],
-                                preexec_fn=die_with_parent).returncode)
+        sys.exit(
+            subprocess.run(
+                [*NAMESPACES, sys.executable, __file__, "--inside", *sys.argv[1:]], preexec_fn=die_with_parent
+            ).returncode
+        )

@@ -1,9 +1,10 @@
-"""cluster/gcp.yaml and cluster/azure.yaml: Ray's own code for both clouds against their HTTP APIs, played by this process.
+"""cluster/gcp.yaml and cluster/azure.yaml: Ray's own code for both, against their HTTP APIs played by this process.
 
-    GCP      every request body of an instance is checked against Google's own description of it, which comes with the client
+    GCP      an instance's request is checked against Google's own description of it, which comes with the client
     Azure    every deployment's parameters are checked against the template that Ray sends along
 """
 
+# pyright: reportMissingImports=false
 import copy
 import io
 import json
@@ -36,9 +37,17 @@ def launch_all(config: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     for name, each in config["available_node_types"].items():
         kind = "head" if name == config["head_node_type"] else "worker"
         node = copy.deepcopy(each["node_config"]) | (config.get("head_node", {}) if kind == "head" else {})
-        provider.create_node(node, {
-            tags.TAG_RAY_NODE_KIND: kind, tags.TAG_RAY_USER_NODE_TYPE: name, tags.TAG_RAY_LAUNCH_CONFIG: "x",
-            tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}", tags.TAG_RAY_NODE_STATUS: "uninitialized"}, 1)
+        provider.create_node(
+            node,
+            {
+                tags.TAG_RAY_NODE_KIND: kind,
+                tags.TAG_RAY_USER_NODE_TYPE: name,
+                tags.TAG_RAY_LAUNCH_CONFIG: "x",
+                tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}",
+                tags.TAG_RAY_NODE_STATUS: "uninitialized",
+            },
+            1,
+        )
     return config, provider
 
 
@@ -71,7 +80,9 @@ class Google:
             for number, inner in enumerate(value):
                 yield from self.wrong(inner, schema["items"], f"{where}[{number}]")
         else:
-            types = {"string": (str, int), "integer": int, "boolean": bool, "number": (int, float), "any": object}[kind or "any"]
+            types = {"string": (str, int), "integer": int, "boolean": bool, "number": (int, float), "any": object}[
+                kind or "any"
+            ]
             if not isinstance(value, types) or (kind == "integer" and isinstance(value, bool)):
                 yield f"{where}: {value!r} is no {kind}"
             elif "enum" in schema and value not in schema["enum"]:
@@ -84,12 +95,22 @@ class Google:
         if parts.netloc.startswith("cloudresourcemanager"):
             if path.endswith(":setIamPolicy"):
                 self.policy = body["policy"]
-            return 200, self.policy if "IamPolicy" in path else {"projectId": "p", "lifecycleState": "ACTIVE", "name": "p"}
+            return 200, self.policy if "IamPolicy" in path else {
+                "projectId": "p",
+                "lifecycleState": "ACTIVE",
+                "name": "p",
+            }
         if parts.netloc.startswith("iam"):
             if method == "POST":
-                self.account = {"email": f"{body['accountId']}@p.iam.gserviceaccount.com", "name": "account", "projectId": "p",
-                                "uniqueId": "1"}
-            return (200, self.account) if self.account else (404, {"error": {"code": 404, "message": "no such account"}})
+                self.account = {
+                    "email": f"{body['accountId']}@p.iam.gserviceaccount.com",
+                    "name": "account",
+                    "projectId": "p",
+                    "uniqueId": "1",
+                }
+            return (
+                (200, self.account) if self.account else (404, {"error": {"code": 404, "message": "no such account"}})
+            )
         if path.endswith("/setCommonInstanceMetadata"):
             self.metadata = body
             return done
@@ -104,12 +125,20 @@ class Google:
                     return 400, {"error": {"code": 400, "message": "; ".join(found)}}
                 number = len(self.instances)
                 for interface in body.get("networkInterfaces", []):
-                    interface |= {"networkIP": f"10.128.0.{number + 2}", "accessConfigs": [{"natIP": f"34.0.0.{number + 2}"}]}
+                    interface |= {
+                        "networkIP": f"10.128.0.{number + 2}",
+                        "accessConfigs": [{"natIP": f"34.0.0.{number + 2}"}],
+                    }
                 self.instances[body["name"]] = body | {"status": "RUNNING", "labelFingerprint": "f", "id": str(number)}
             elif method == "GET" and name is None:
                 wanted = dict(re.findall(r"labels\.([\w-]+) = ([\w.-]+)", query.get("filter", "")))
-                return 200, {"items": [each for each in self.instances.values()
-                                       if all(each["labels"].get(key) == value for key, value in wanted.items())]}
+                return 200, {
+                    "items": [
+                        each
+                        for each in self.instances.values()
+                        if all(each["labels"].get(key) == value for key, value in wanted.items())
+                    ]
+                }
             elif method == "GET":
                 return 200, self.instances[name]
             elif method == "DELETE":
@@ -131,12 +160,14 @@ def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Google:
 
     def request(self: Any, uri: str, method: str = "GET", body: Any = None, **_: Any) -> tuple[Any, bytes]:
         status, answer = google.answer(uri, method, json.loads(body) if body else None)
-        return httplib2.Response({"status": str(status), "content-type": "application/json"}), json.dumps(answer).encode()
+        return httplib2.Response({"status": str(status), "content-type": "application/json"}), json.dumps(
+            answer
+        ).encode()
 
     import ray.autoscaler._private.gcp.node as node
 
     monkeypatch.setattr(httplib2.Http, "request", request)
-    monkeypatch.setattr(node.GCPCompute.wait_for_operation, "__defaults__", (12, 0))      # no pause between two looks
+    monkeypatch.setattr(node.GCPCompute.wait_for_operation, "__defaults__", (12, 0))  # no pause between two looks
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(ROOT)
     return google
@@ -149,26 +180,43 @@ def gcp(**changes: Any) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_google_launches_every_type_and_ends_it(google: Google):
     config, provider = launch_all(gcp())
     by_type = {each["labels"]["ray-user-node-type"]: each for each in google.instances.values()}
     assert by_type.keys() == load("gcp.yaml")["available_node_types"].keys()
     assert {name: each["machineType"].rsplit("/")[-1] for name, each in by_type.items()} == {
-        "head": "n2-standard-4", "l4": "g2-standard-8", "a100": "a2-ultragpu-1g", "l4-x4": "g2-standard-48", "l4-ondemand": "g2-standard-8"}
+        "head": "n2-standard-4",
+        "l4": "g2-standard-8",
+        "a100": "a2-ultragpu-1g",
+        "l4-x4": "g2-standard-48",
+        "l4-ondemand": "g2-standard-8",
+    }
     for name, each in by_type.items():
         model = each.get("scheduling", {}).get("provisioningModel", "STANDARD")
         assert model == ("STANDARD" if name in ("head", "l4-ondemand") else "SPOT")
-        assert name == "head" or each["scheduling"]["onHostMaintenance"] == "TERMINATE", "machines with GPUs cannot move"
+        assert name == "head" or each["scheduling"]["onHostMaintenance"] == "TERMINATE", (
+            "machines with GPUs cannot move"
+        )
         assert each["labels"]["project"] == "palimpsest" and each["disks"][0]["autoDelete"]
     for each in provider.non_terminated_nodes({}):
         provider.terminate_node(each)
     assert not google.instances
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("changes", [{"scheduling": {"provisioningModel": "SPOTTY"}}, {"scheduling": [{"preemptible": True}]},
-                                     {"sheduling": {"provisioningModel": "SPOT"}}])
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheduling": {"provisioningModel": "SPOTTY"}},
+        {"scheduling": [{"preemptible": True}]},
+        {"sheduling": {"provisioningModel": "SPOT"}},
+    ],
+)
 def test_google_refuses(google: Google, changes: dict[str, Any]):
     with pytest.raises(Exception, match="none of|not an object|no such field"):
         launch_all(gcp(**changes))
@@ -197,9 +245,15 @@ class Azure:
             for number in range(values["vmCount"]):
                 self.machines[f"{values['vmName']}{number}"] = values
         else:
-            outputs = {key: {"type": "string", "value": f"/subscriptions/0/resourceGroups/rg/providers/{key}"}
-                       for key in properties["template"].get("outputs", {})}
-        return 200, {"id": f"/x/{name}", "name": name, "properties": {"provisioningState": "Succeeded", "outputs": outputs}}
+            outputs = {
+                key: {"type": "string", "value": f"/subscriptions/0/resourceGroups/rg/providers/{key}"}
+                for key in properties["template"].get("outputs", {})
+            }
+        return 200, {
+            "id": f"/x/{name}",
+            "name": name,
+            "properties": {"provisioningState": "Succeeded", "outputs": outputs},
+        }
 
     def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
         path = urllib.parse.urlparse(url).path
@@ -212,14 +266,37 @@ class Azure:
             return 200, {"value": []}
         if match := re.search(r"/networkInterfaces/([^/]+)$", path):
             number = list(self.machines).index(match[1].removesuffix("-nic"))
-            return 200, {"id": path, "name": match[1], "properties": {"ipConfigurations": [{"properties": {
-                "privateIPAddress": f"10.9.0.{4 + number}", "publicIPAddress": {"id": "/x/publicIPAddresses/a"}}}]}}
+            return 200, {
+                "id": path,
+                "name": match[1],
+                "properties": {
+                    "ipConfigurations": [
+                        {
+                            "properties": {
+                                "privateIPAddress": f"10.9.0.{4 + number}",
+                                "publicIPAddress": {"id": "/x/publicIPAddresses/a"},
+                            }
+                        }
+                    ]
+                },
+            }
         if "/publicIPAddresses/" in path:
             return 200, {"id": path, "name": "a", "properties": {"ipAddress": "20.0.0.4"}}
         if path.endswith("/virtualMachines"):
-            return 200, {"value": [{"id": f"{path}/{name}", "name": name, "location": "x", "tags": each["vmTags"], "properties": {
-                "networkProfile": {"networkInterfaces": [{"id": f"/x/networkInterfaces/{name}-nic"}]}}}
-                for name, each in self.machines.items()]}
+            return 200, {
+                "value": [
+                    {
+                        "id": f"{path}/{name}",
+                        "name": name,
+                        "location": "x",
+                        "tags": each["vmTags"],
+                        "properties": {
+                            "networkProfile": {"networkInterfaces": [{"id": f"/x/networkInterfaces/{name}-nic"}]}
+                        },
+                    }
+                    for name, each in self.machines.items()
+                ]
+            }
         if path.endswith("/instanceView"):
             return 200, {"statuses": [{"code": "PowerState/running"}]}
         return 404, {"error": {"code": "ResourceNotFound", "message": path}}
@@ -242,26 +319,39 @@ def azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Azure:
         response = requests.Response()
         response.status_code, response.url, response.encoding = status, url, "utf-8"
         response.headers["content-type"] = "application/json"
-        response.raw = urllib3.HTTPResponse(body=io.BytesIO(json.dumps(answer).encode()), headers=dict(response.headers),
-                                            status=status, preload_content=False)
+        response.raw = urllib3.HTTPResponse(
+            body=io.BytesIO(json.dumps(answer).encode()),
+            headers=dict(response.headers),
+            status=status,
+            preload_content=False,
+        )
         response.request = requests.Request(method, url).prepare()
         return response
 
     monkeypatch.setattr(requests.sessions.Session, "request", request)
     for credential in (azure.identity.AzureCliCredential, azure.identity.DefaultAzureCredential):
-        monkeypatch.setattr(credential, "get_token", lambda self, *_, **__: AccessToken("none", int(time.time()) + 9999))
+        monkeypatch.setattr(
+            credential, "get_token", lambda self, *_, **__: AccessToken("none", int(time.time()) + 9999)
+        )
         if hasattr(credential, "get_token_info"):
             monkeypatch.delattr(credential, "get_token_info")
     monkeypatch.setattr(provider, "get_cloud_from_metadata_requests", lambda: "none", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(ROOT)
     (tmp_path / ".ssh").mkdir()
-    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", str(tmp_path / ".ssh/palimpsest_azure")], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", str(tmp_path / ".ssh/palimpsest_azure")], check=True
+    )
     return cloud
 
 
-QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::SyntaxWarning",
-                                   "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::UserWarning")
+QUIET = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::ResourceWarning",
+    "ignore::SyntaxWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::UserWarning",
+)
 
 
 @QUIET
@@ -270,8 +360,13 @@ def test_azure_launches_every_type(azure: Azure):
     by_type = {each["vmTags"]["ray-user-node-type"]: each for each in azure.machines.values()}
     assert by_type.keys() == load("azure.yaml")["available_node_types"].keys()
     assert {name: each["vmSize"] for name, each in by_type.items()} == {
-        "head": "Standard_D4s_v5", "a10": "Standard_NV36ads_A10_v5", "a100": "Standard_NC24ads_A100_v4",
-        "h100": "Standard_NC40ads_H100_v5", "a100-x4": "Standard_NC96ads_A100_v4", "a100-ondemand": "Standard_NC24ads_A100_v4"}
+        "head": "Standard_D4s_v5",
+        "a10": "Standard_NV36ads_A10_v5",
+        "a100": "Standard_NC24ads_A100_v4",
+        "h100": "Standard_NC40ads_H100_v5",
+        "a100-x4": "Standard_NC96ads_A100_v4",
+        "a100-ondemand": "Standard_NC24ads_A100_v4",
+    }
     for name, each in by_type.items():
         assert (each.get("priority") == "Spot") == (name not in ("head", "a100-ondemand"))
         assert each["adminUsername"] == "ubuntu" and each["imageSku"] == "2204" and each["osDiskSize"] == 200

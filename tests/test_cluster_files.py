@@ -1,10 +1,11 @@
-"""The launcher files of cluster/ (AWS, GCP, Azure, own machines): what Ray reads in them, and what must never be in one."""
+"""The launcher files of cluster/ (AWS, GCP, Azure, own machines): what Ray reads in them, and what none may hold."""
 
 import ipaddress
 import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
 CLOUDS = ("gpu.yaml", "gcp.yaml", "azure.yaml")
 LAUNCHERS = (*CLOUDS, "onprem.yaml")
-COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
-            "head_start_ray_commands", "worker_start_ray_commands")
+COMMANDS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -43,7 +50,9 @@ def test_ray_takes_it(name: str, monkeypatch: pytest.MonkeyPatch):
     assert config["idle_timeout_minutes"] <= 10
 
 
-@pytest.mark.parametrize("wrong", [{"idle_timeout": 5}, {"upscaling_speed": "fast"}, {"initialization_commands": "one string"}])
+@pytest.mark.parametrize(
+    "wrong", [{"idle_timeout": 5}, {"upscaling_speed": "fast"}, {"initialization_commands": "one string"}]
+)
 def test_ray_refuses_what_is_misspelt(name: str, wrong: dict[str, Any]):
     """The check above can fail."""
     with pytest.raises(Exception, match="(?i)additional properties|is not of type|unexpected"):
@@ -76,7 +85,9 @@ def test_secrets_travel_as_files(name: str):
 
 def test_no_secret_is_written_down():
     # Ways in which one gets into a file; $(...) and ${...} read it from somewhere else.
-    inline = re.compile(r"(?i)(RAY_AUTH_TOKEN|PASSWORD|SECRET_KEY|AWS_SECRET\w*)['\"]?\s*[=:]\s*['\"]?(?![$\"'\s{])\w{6,}")
+    inline = re.compile(
+        r"(?i)(RAY_AUTH_TOKEN|PASSWORD|SECRET_KEY|AWS_SECRET\w*)['\"]?\s*[=:]\s*['\"]?(?![$\"'\s{])\w{6,}"
+    )
     for path in CLUSTER.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             found = inline.search(path.read_text(encoding="utf-8"))
@@ -88,7 +99,9 @@ def test_mounts_are_there_and_small(name: str):
     mounts = {target: source for target, source in load(name)["file_mounts"].items() if not source.startswith("~")}
     home = next(iter(load(name)["file_mounts"])).split("/.ray")[0]
     assert {target.removeprefix(f"{home}/palimpsest/") for target in mounts} == set(mounts.values())
-    assert {"cluster", "studies", "search_spaces", "trainables", "pyproject.toml", "constraints.txt"} <= set(mounts.values())
+    assert {"cluster", "studies", "search_spaces", "trainables", "pyproject.toml", "constraints.txt"} <= set(
+        mounts.values()
+    )
     for source in mounts.values():
         assert (ROOT / source).exists(), source
         files = [path for path in (ROOT / source).rglob("*") if "__pycache__" not in path.parts]
@@ -135,8 +148,13 @@ def test_onprem_keeps_all_hosts():
 
 def test_secrets_are_made_private_and_kept(tmp_path: Path):
     def make() -> str:
-        return subprocess.run(["bash", str(CLUSTER / "secrets.sh")], env=os.environ | {"HOME": str(tmp_path)},
-                              check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["bash", str(CLUSTER / "secrets.sh")],
+            env=os.environ | {"HOME": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     said = make()
     files = [tmp_path / ".ray/auth_token", tmp_path / ".palimpsest/mlflow_password"]
@@ -144,15 +162,93 @@ def test_secrets_are_made_private_and_kept(tmp_path: Path):
     assert all(len(secret) == 64 for secret in first) and len(set(first)) == 2
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
     assert all(stat.S_IMODE(file.parent.stat().st_mode) == 0o700 for file in files)
-    files[0].chmod(0o644)                       # as `ray get-auth-token --generate` leaves it
+    files[0].chmod(0o644)  # as `ray get-auth-token --generate` leaves it
     said += make()
     assert [file.read_text() for file in files] == first
     assert stat.S_IMODE(files[0].stat().st_mode) == 0o600
     assert not any(secret in said for secret in first)
 
 
-@pytest.mark.parametrize("script", sorted(CLUSTER.rglob("*.sh")) + [CLUSTER / "slurm/study.sbatch"],
-                         ids=lambda path: str(path.relative_to(CLUSTER)))
+@pytest.mark.parametrize(
+    "script",
+    sorted(CLUSTER.rglob("*.sh")) + [CLUSTER / "slurm/study.sbatch"],
+    ids=lambda path: str(path.relative_to(CLUSTER)),
+)
 def test_scripts_parse_and_stop_at_the_first_error(script: Path):
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """A machine's environment: a home with the secrets, and a sudo, ufw, uv that only note what they are asked."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    venv = f'[ "$1" = venv ] && mkdir -p "$HOME/venv/bin" && ln -sf {tmp_path}/python "$HOME/venv/bin/python"'
+    acts = {"sudo": '"$@"', "ufw": "", "uv": venv, "mountpoint": "exit 1", "mount": "", "mount.nfs": ""}
+    for name, act in acts.items():
+        (tmp_path / "bin" / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {tmp_path}/asked\n{act}\nexit 0\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = os.environ | {"HOME": str(tmp_path / "home"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    (tmp_path / "home").mkdir()
+    subprocess.run(["bash", str(CLUSTER / "secrets.sh")], env=env, check=True, capture_output=True)
+    (tmp_path / "home/.ray/auth_token").chmod(0o644)
+    return env | {"SHARED": str(tmp_path / "results"), "VENV": sys.prefix, "ASKED": str(tmp_path / "asked")}
+
+
+def set_up(machine: dict[str, str], **changes: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(CLUSTER / "node.sh")]
+    return subprocess.run(command, env=machine | changes, capture_output=True, text=True)
+
+
+def asked(machine: dict[str, str]) -> list[str]:
+    return Path(machine["ASKED"]).read_text().splitlines() if Path(machine["ASKED"]).exists() else []
+
+
+def test_node_sets_up_twice_as_once(machine: dict[str, str]):
+    pytest.importorskip("ray", reason="needs Ray")
+    (Path(machine["HOME"]) / ".bashrc").write_text("case $- in *i*) ;; *) return ;; esac\n")
+    said = [set_up(machine) for _ in range(2)]
+    assert [each.returncode for each in said] == [0, 0], said[0].stderr
+    assert re.search(r"Python 3\.\d+\.\d+, Ray \d+\.\d+", said[0].stdout)
+    bashrc = (Path(machine["HOME"]) / ".bashrc").read_text().splitlines()
+    assert bashrc[0] == ". ~/.palimpsest/env" and bashrc.count(bashrc[0]) == 1, "before what ends it early"
+    assert stat.S_IMODE((Path(machine["HOME"]) / ".ray/auth_token").stat().st_mode) == 0o600
+    read = "echo $RAY_AUTH_MODE $PALIMPSEST_OUT $PALIMPSEST_STORE $RAY_USAGE_STATS_ENABLED"
+    line = subprocess.run(["bash", "-c", f". ~/.bashrc; {read}"], env=machine, capture_output=True, text=True).stdout
+    assert line.split() == ["token", machine["SHARED"], f"{machine['SHARED']}/stages", "0"]
+    assert asked(machine) == [], "no package, mount or firewall that nobody asked for"
+
+
+def test_node_installs_what_constraints_name(machine: dict[str, str]):
+    pytest.importorskip("ray", reason="needs Ray")
+    assert set_up(machine, VENV="", EXTRAS="cluster").returncode == 0
+    (install,) = [line for line in asked(machine) if line.startswith("uv pip install")]
+    assert f"--constraint {ROOT}/constraints.txt" in install and f"--editable {ROOT}[cluster]" in install
+
+
+def test_node_mounts_what_it_is_told(machine: dict[str, str]):
+    pytest.importorskip("ray", reason="needs Ray")
+    said = set_up(machine, NFS="files.example:/export")
+    assert said.returncode == 0, said.stderr
+    (mount,) = [line for line in asked(machine) if line.startswith("mount ")]
+    assert mount.startswith("mount -t nfs -o nfsvers=4.1") and mount.endswith(f"files.example:/export {machine['SHARED']}")
+
+
+def test_node_says_that_the_folder_is_not_there(machine: dict[str, str]):
+    said = set_up(machine, SHARED="/proc/results")
+    assert said.returncode == 1 and "cannot write into /proc/results" in said.stderr
+
+
+def test_node_closes_ssh_to_others_but_never_to_you(machine: dict[str, str]):
+    pytest.importorskip("ray", reason="needs Ray")
+    here = {"SSH_CLIENT": "9.9.9.9 40000 22"}
+    lost = set_up(machine, SSH_FROM="203.0.113.0/24", **here)
+    assert lost.returncode and "would lock you out" in lost.stderr and asked(machine) == []
+    wide = set_up(machine, SSH_FROM="0.0.0.0/0", **here)
+    assert wide.returncode and "half of the world" in wide.stderr and asked(machine) == []
+    assert set_up(machine, SSH_FROM="9.9.9.0/24", **here).returncode == 0
+    rules = [line for line in asked(machine) if line.startswith("ufw")]
+    assert rules[0] == "ufw default deny incoming" and rules[-1] == "ufw --force enable"
+    assert "ufw allow proto tcp from 9.9.9.0/24 to any port 22" in rules

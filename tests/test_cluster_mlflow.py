@@ -1,4 +1,4 @@
-"""cluster/mlflow/ for real: PostgreSQL, the server as its scripts start it, eight studies that write, a crash in the middle.
+"""cluster/mlflow/ for real: PostgreSQL, the server as its scripts start it, eight studies that write, a crash.
 
     database     Debian's PostgreSQL, a cluster of its own in a temporary folder, reached through its socket
     server       server.sh with the settings that up.sh writes: password, migrations, loopback
@@ -43,7 +43,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv: PostgreSQL does not run as root")
-    folder = Path(subprocess.run(["mktemp", "-d", "/tmp/pg-XXXXXX"], check=True, capture_output=True, text=True).stdout.strip())
+    folder = Path(
+        subprocess.run(["mktemp", "-d", "/tmp/pg-XXXXXX"], check=True, capture_output=True, text=True).stdout.strip()
+    )
     as_owner = []
     if os.geteuid() == 0:
         shutil.chown(folder, "nobody")
@@ -52,7 +54,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     binaries = found[-1].parent
 
     def run(*command: str) -> None:
-        subprocess.run([*as_owner, *command], check=True, cwd="/", stdout=subprocess.DEVNULL, env=os.environ | {"HOME": "/"})
+        subprocess.run(
+            [*as_owner, *command], check=True, cwd="/", stdout=subprocess.DEVNULL, env=os.environ | {"HOME": "/"}
+        )
 
     run(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "tester", "--auth=trust", "--no-sync")
     options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
@@ -75,9 +79,15 @@ class Server:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | secrets
         subprocess.run(["bash", str(CLUSTER / "secrets.sh")], env=self.env, check=True, capture_output=True)
         self.password = (home / ".palimpsest/mlflow_password").read_text()
-        settings = {"MLFLOW_BACKEND_STORE_URI": backend, "USERS": backend.replace("/mlflow?", "/mlflow_auth?"),
-                    "ARTIFACTS": home / "artifacts", "BACKUPS": home / "backups", "HOST": "127.0.0.1", "PORT": port,
-                    "PATH": secrets["PATH"]}
+        settings = {
+            "MLFLOW_BACKEND_STORE_URI": backend,
+            "USERS": backend.replace("/mlflow?", "/mlflow_auth?"),
+            "ARTIFACTS": home / "artifacts",
+            "BACKUPS": home / "backups",
+            "HOST": "127.0.0.1",
+            "PORT": port,
+            "PATH": secrets["PATH"],
+        }
         (home / ".palimpsest/mlflow.env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
     @property
@@ -86,8 +96,9 @@ class Server:
 
     def start(self) -> None:
         with open(self.home / "log", "a") as log:
-            self.process = subprocess.Popen(["bash", str(HERE / "server.sh")], env=self.env, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                ["bash", str(HERE / "server.sh")], env=self.env, stdout=log, stderr=log, start_new_session=True
+            )
         for _ in range(1200):
             assert self.process.poll() is None, (self.home / "log").read_text()
             try:
@@ -143,7 +154,11 @@ def test_nobody_is_let_in_without_the_password(server: Server):
 
 
 def test_it_listens_on_loopback_alone(server: Server):
-    others = [each for each in subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split() if "." in each]
+    others = [
+        each
+        for each in subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+        if "." in each
+    ]
     for address in others:
         with pytest.raises(OSError), socket.create_connection((address, server.port), timeout=2):
             pass
@@ -152,11 +167,14 @@ def test_it_listens_on_loopback_alone(server: Server):
 
 
 def test_secrets_are_in_no_argument_and_in_no_log(server: Server):
-    seen = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True).stdout + (server.home / "log").read_text()
+    seen = (
+        subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True).stdout
+        + (server.home / "log").read_text()
+    )
     secret = (server.home / ".palimpsest/flask_secret").read_text()
     assert "mlflow server" in seen and server.password not in seen and secret not in seen
     for path in (server.home / ".palimpsest").iterdir():
-        assert not path.stat().st_mode & 0o077 or path.name == "mlflow.env", path      # the test wrote that one
+        assert not path.stat().st_mode & 0o077 or path.name == "mlflow.env", path  # the test wrote that one
 
 
 def ship(folder: Path, study: str, registered: threading.Barrier, crashed: threading.Event, shippers: list) -> None:
@@ -186,25 +204,52 @@ def ship(folder: Path, study: str, registered: threading.Barrier, crashed: threa
 
 def arrived(database: str) -> int:
     """How many runs have a point in the database."""
-    return int(subprocess.run(["psql", "-h", database, "-U", "tester", "-d", "mlflow", "-Atc", "select count(distinct run_uuid) from metrics"],
-                              check=True, capture_output=True, text=True).stdout)
+    return int(
+        subprocess.run(
+            [
+                "psql",
+                "-h",
+                database,
+                "-U",
+                "tester",
+                "-d",
+                "mlflow",
+                "-Atc",
+                "select count(distinct run_uuid) from metrics",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
 
 
-def test_eight_writers_lose_nothing_over_a_crash_and_a_restore(server: Server, database: str, tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch):
+def test_eight_writers_lose_nothing_over_a_crash_and_a_restore(
+    server: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Killed without warning while all write, started again; then saved, emptied, and brought back."""
-    for name, value in {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_TRACKING_USERNAME": "admin",
-                        "MLFLOW_TRACKING_PASSWORD": server.password, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}.items():
+    for name, value in {
+        "MLFLOW_TRACKING_URI": server.url,
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": server.password,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     shippers: list = []
-    studies, registered, crashed = [f"study{number}" for number in range(WRITERS)], threading.Barrier(WRITERS + 1), threading.Event()
-    writers = [threading.Thread(target=ship, args=(tmp_path, study, registered, crashed, shippers), daemon=True)
-               for study in studies]
+    studies, registered, crashed = (
+        [f"study{number}" for number in range(WRITERS)],
+        threading.Barrier(WRITERS + 1),
+        threading.Event(),
+    )
+    writers = [
+        threading.Thread(target=ship, args=(tmp_path, study, registered, crashed, shippers), daemon=True)
+        for study in studies
+    ]
     for writer in writers:
         writer.start()
     registered.wait(120)
     for _ in range(600):
-        if arrived(database) >= WRITERS // 2:          # some have shipped, others are at it
+        if arrived(database) >= WRITERS // 2:  # some have shipped, others are at it
             break
         time.sleep(0.05)
     else:
@@ -228,7 +273,9 @@ def test_eight_writers_lose_nothing_over_a_crash_and_a_restore(server: Server, d
     assert server.script("restore.sh", "--if-empty").stdout == "", "a database in use is left alone"
     from mlflow import MlflowClient
 
-    MlflowClient().delete_experiment(MlflowClient().get_experiment_by_name("study0").experiment_id)
+    doomed = MlflowClient().get_experiment_by_name("study0")
+    assert doomed is not None
+    MlflowClient().delete_experiment(doomed.experiment_id)
     server.kill()
     restored = server.script("restore.sh")
     assert restored.returncode == 0, restored.stderr
@@ -246,7 +293,9 @@ def recorded(server: Server, studies: list[str]) -> dict[str, tuple]:
         experiment = client.get_experiment_by_name(study)
         assert experiment is not None and experiment.lifecycle_stage == "active"
         (run,) = client.search_runs([experiment.experiment_id], f"tags.trial_key = '{study}'")
-        curves = [client.get_metric_history(run.info.run_id, name) for name in ("train/loss", "valid/loss", "test/loss")]
+        curves = [
+            client.get_metric_history(run.info.run_id, name) for name in ("train/loss", "valid/loss", "test/loss")
+        ]
         assert [point.value for point in curves[0]] == [1 / (step + 1) for step in range(POINTS)]
         artifact = next((server.home / "artifacts").rglob(f"*/{run.info.run_id}/artifacts/samples.md"))
         found[study] = (*(len(curve) for curve in curves), run.info.status, artifact.read_text())
@@ -254,14 +303,18 @@ def recorded(server: Server, studies: list[str]) -> dict[str, tuple]:
 
 
 def test_up_writes_settings_that_the_server_understands(tmp_path: Path):
-    """up.sh on a machine without sudo or systemd: SQLite, a loop that brings a killed server back, credentials in place."""
+    """up.sh on a machine without sudo or systemd: SQLite, credentials, a loop that revives the server."""
     pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
     for tool in ("setsid", "flock", "curl"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     server, port = Server(tmp_path, "unused", 0), free_port()
     (tmp_path / ".palimpsest/mlflow.env").unlink()
-    env = server.env | {"PORT": str(port), "BACKEND": "sqlite", "PATH": f"{_without_sudo(tmp_path)}:{server.env['PATH']}"}
+    env = server.env | {
+        "PORT": str(port),
+        "BACKEND": "sqlite",
+        "PATH": f"{_without_sudo(tmp_path)}:{server.env['PATH']}",
+    }
     if Path("/run/systemd/system").exists():
         pytest.skip("this machine has systemd, and the test would install a unit")
     try:
@@ -324,11 +377,18 @@ def _session(session: int) -> list[int]:
     return [int(each) for each in listed.split()]
 
 
-@pytest.mark.parametrize(("backend", "reason"), [
-    ("postgresql://me:hunter2hunter2@db/mlflow", "holds a password"), ("mysql", "postgresql, sqlite or a database URL")])
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        ("postgresql://me:hunter2hunter2@db/mlflow", "holds a password"),
+        ("mysql", "postgresql, sqlite or a database URL"),
+    ],
+)
 def test_up_refuses(tmp_path: Path, backend: str, reason: str):
     server = Server(tmp_path, "unused", 0)
-    said = subprocess.run(["bash", str(HERE / "up.sh")], env=server.env | {"BACKEND": backend}, capture_output=True, text=True)
+    said = subprocess.run(
+        ["bash", str(HERE / "up.sh")], env=server.env | {"BACKEND": backend}, capture_output=True, text=True
+    )
     assert said.returncode == 2 and reason in said.stderr and "hunter2" not in said.stderr
 
 
@@ -338,14 +398,18 @@ def test_units_are_good(tmp_path: Path):
     units = []
     for source in sorted(HERE.glob("*.service")) + sorted(HERE.glob("*.timer")):
         unit = tmp_path / source.name
-        unit.write_text(source.read_text().replace("@USER@", "root").replace("@HOME@", "/root").replace("@HERE@", str(HERE)))
+        unit.write_text(
+            source.read_text().replace("@USER@", "root").replace("@HOME@", "/root").replace("@HERE@", str(HERE))
+        )
         assert "@" not in unit.read_text()
         units.append(str(unit))
     said = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     assert said.returncode == 0 and "mlflow" not in said.stderr, said.stderr
     calendar = re.search(r"OnCalendar=(.*)", (HERE / "mlflow-backup.timer").read_text())
     assert calendar is not None
-    said = subprocess.run(["systemd-analyze", "calendar", "--iterations=4", calendar[1]], capture_output=True, text=True)
+    said = subprocess.run(
+        ["systemd-analyze", "calendar", "--iterations=4", calendar[1]], capture_output=True, text=True
+    )
     assert said.returncode == 0 and len(set(re.findall(r"\d\d:17:00 UTC", said.stdout))) == 4, said.stdout
 
 
@@ -353,7 +417,9 @@ def test_settings_quote_what_a_shell_would_split(tmp_path: Path):
     """A folder with a space in its name reaches the server whole."""
     script = (HERE / "up.sh").read_text()
     assert script.count("%q") == 7
-    line = subprocess.run(["bash", "-c", "printf 'ARTIFACTS=%q\\n' '/my results/x'"], capture_output=True, text=True).stdout
+    line = subprocess.run(
+        ["bash", "-c", "printf 'ARTIFACTS=%q\\n' '/my results/x'"], capture_output=True, text=True
+    ).stdout
     (tmp_path / "env").write_text(line)
-    read = subprocess.run(["bash", "-c", f". {tmp_path}/env; printf %s \"$ARTIFACTS\""], capture_output=True, text=True)
+    read = subprocess.run(["bash", "-c", f'. {tmp_path}/env; printf %s "$ARTIFACTS"'], capture_output=True, text=True)
     assert read.stdout == "/my results/x"

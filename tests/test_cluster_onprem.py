@@ -27,8 +27,19 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 NET = "10.77.0"
 USER = "ubuntu"
-NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc",
-              "--propagation", "private"]
+NAMESPACES = [
+    "unshare",
+    "--net",
+    "--mount",
+    "--pid",
+    "--uts",
+    "--ipc",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "private",
+]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -36,7 +47,9 @@ def lacking(*tools: str) -> str:
     """What this machine lacks to be a machine room; empty where it can."""
     if os.geteuid() != 0:
         return "needs root, for namespaces"
-    absent = [tool for tool in ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", *tools) if not shutil.which(tool)]
+    absent = [
+        tool for tool in ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", *tools) if not shutil.which(tool)
+    ]
     if SSHD is None:
         absent.append("sshd")
     if absent:
@@ -66,7 +79,11 @@ def own_folders(shared: Path) -> None:
     for number, path in enumerate(kept):
         path.mkdir(parents=True, exist_ok=True)
         mount("--move", f"/mnt/{number}", str(path))
-    for folder, options in {"/dev/shm": "size=1g,mode=1777", "/run": "size=32m,mode=755", "/home": "size=1g,mode=755"}.items():
+    for folder, options in {
+        "/dev/shm": "size=1g,mode=1777",
+        "/run": "size=32m,mode=755",
+        "/home": "size=1g,mode=755",
+    }.items():
         mount("-t", "tmpfs", "-o", options, "tmpfs", folder)
 
 
@@ -95,8 +112,10 @@ def be_host(shared: Path, number: int, key: str, lines: str = "", address: str =
     run("mount", "--bind", "/home/.hosts", "/etc/hosts")
     Path("/run/sshd").mkdir()
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/run/hostkey")
-    Path("/run/sshd_config").write_text("HostKey /run/hostkey\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\n"
-                                        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n")
+    Path("/run/sshd_config").write_text(
+        "HostKey /run/hostkey\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n"
+    )
     while f"inet {address}/" not in subprocess.run(["ip", "addr"], capture_output=True, text=True).stdout:
         time.sleep(0.02)
     assert SSHD is not None
@@ -139,28 +158,60 @@ def machine_room(hosts: int, shared: Path, command: list[str]) -> int:
     bridge(f"{NET}.1/24")
     for number in range(hosts):
         process = subprocess.Popen(
-            [*NAMESPACES, sys.executable, __file__, "--host", str(shared), str(number), key.with_suffix(".pub").read_text().strip()],
-            preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=open(f"/tmp/host{number}.log", "w"))
+            [
+                *NAMESPACES,
+                sys.executable,
+                __file__,
+                "--host",
+                str(shared),
+                str(number),
+                key.with_suffix(".pub").read_text().strip(),
+            ],
+            preexec_fn=die_with_parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=open(f"/tmp/host{number}.log", "w"),
+        )
         plug_in(child_of(process), f"v{number}", f"{NET}.{10 + number}", f"{NET}.1")
     for number in range(hosts):
         for _ in range(200):
-            if not subprocess.run(["ssh", "-q", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "ConnectTimeout=1",
-                                   "-o", "UserKnownHostsFile=/dev/null", f"{USER}@{NET}.{10 + number}", "true"]).returncode:
+            if not subprocess.run(
+                [
+                    "ssh",
+                    "-q",
+                    "-i",
+                    str(key),
+                    "-o",
+                    "StrictHostKeyChecking=no",
+                    "-o",
+                    "ConnectTimeout=1",
+                    "-o",
+                    "UserKnownHostsFile=/dev/null",
+                    f"{USER}@{NET}.{10 + number}",
+                    "true",
+                ]
+            ).returncode:
                 break
             time.sleep(0.1)
         else:
             raise RuntimeError(f"host{number} does not answer: {Path(f'/tmp/host{number}.log').read_text()}")
     addresses = [f"{NET}.{10 + number}" for number in range(hosts)]
-    own = {"HOME": str(home), "USER": USER, "HEAD": addresses[0], "WORKERS": ",".join(addresses[1:]), "KEY": str(key),
-           "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
-           "RAY_USAGE_STATS_ENABLED": "0"}
+    own = {
+        "HOME": str(home),
+        "USER": USER,
+        "HEAD": addresses[0],
+        "WORKERS": ",".join(addresses[1:]),
+        "KEY": str(key),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     return subprocess.run(command, env=os.environ | own).returncode
 
 
 # ------------------------------------------------------------------------------------ the test's own commands, inside
 
-JOB = '''
+JOB = """
 import json, socket, sys, time
 import ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
@@ -177,19 +228,20 @@ while len(seen) < int(sys.argv[1]) and time.time() < deadline:
     except ray.exceptions.RayError:           # one of them was sent to a host that has just died
         time.sleep(1)
 print("JOB", json.dumps(sorted(seen)), flush=True)
-'''
-INTRUDER = '''
+"""
+INTRUDER = """
 import sys, urllib.error, urllib.request
 for port, path in ((8265, "/api/jobs/"), (52365, "/api/job_agent/jobs/")):
     request = urllib.request.Request(f"http://{sys.argv[1]}:{port}{path}", method="POST",
-                                     data=b'{"entrypoint": "touch /tmp/broken-in"}', headers={"Content-Type": "application/json"})
+                                     data=b'{"entrypoint": "touch /tmp/broken-in"}',
+                                     headers={"Content-Type": "application/json"})
     try:
         print(port, urllib.request.urlopen(request, timeout=5).status)
     except urllib.error.HTTPError as error:
         print(port, error.code)
     except OSError as error:
         print(port, "refused")
-'''
+"""
 
 
 def derived(shared: Path) -> Path:
@@ -223,15 +275,28 @@ def rehearse(shared: Path) -> None:
     (shared / "intruder.py").write_text(INTRUDER)
 
     def command(name: str, *arguments: str, limit: int = 300) -> str:
-        done = subprocess.run([*arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit)
+        done = subprocess.run(
+            [*arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
+        )
         (shared / f"{name}.log").write_text(done.stdout + done.stderr)
         report[name] = {"code": done.returncode, "at": round(time.time() - began, 1)}
         (shared / "report.json").write_text(json.dumps(report))
         return done.stdout + done.stderr
 
     def ssh(host: str, words: str, name: str) -> str:
-        return command(name, "ssh", "-q", "-i", os.environ["KEY"], "-o", "StrictHostKeyChecking=no", "-o",
-                       "UserKnownHostsFile=/dev/null", f"{USER}@{host}", f"bash --login -c '{words}'")
+        return command(
+            name,
+            "ssh",
+            "-q",
+            "-i",
+            os.environ["KEY"],
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            f"{USER}@{host}",
+            f"bash --login -c '{words}'",
+        )
 
     head, worker = os.environ["HEAD"], os.environ["WORKERS"].split(",")[-1]
     hosts = 1 + len(os.environ["WORKERS"].split(","))
@@ -240,11 +305,17 @@ def rehearse(shared: Path) -> None:
     report["hosts"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
     report["intruder"] = ssh(worker, f"python {shared}/intruder.py {head}", "intruder").split("\n")
     report["modes"] = ssh(worker, "stat -c %a ~/.ray/auth_token ~/.palimpsest/mlflow_password", "modes").split()
-    report["mlflow"] = ssh(head, "curl -s -o /dev/null -w %{http_code} 127.0.0.1:5000/; echo; python -c \"import mlflow; "
-                           "print(mlflow.MlflowClient().search_experiments()[0].name)\"", "mlflow").split()
-    report["mlflow_outside"] = ssh(worker, f"curl -s -m 3 -o /dev/null -w %{{http_code}} {head}:5000/ || echo", "mlflow_outside").split()
+    report["mlflow"] = ssh(
+        head,
+        'curl -s -o /dev/null -w %{http_code} 127.0.0.1:5000/; echo; python -c "import mlflow; '
+        'print(mlflow.MlflowClient().search_experiments()[0].name)"',
+        "mlflow",
+    ).split()
+    report["mlflow_outside"] = ssh(
+        worker, f"curl -s -m 3 -o /dev/null -w %{{http_code}} {head}:5000/ || echo", "mlflow_outside"
+    ).split()
 
-    ssh(worker, "pkill -9 raylet", "kill")                 # in that host's own process table
+    ssh(worker, "pkill -9 raylet", "kill")  # in that host's own process table
     time.sleep(3)
     said = command("back", "ray", "exec", config, f"python {shared}/job.py {hosts}")
     report["hosts_again"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
@@ -262,8 +333,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.skip(reason)
     shared = tmp_path_factory.mktemp("shared")
     with open(shared / "outer.log", "w") as log:
-        done = subprocess.run([sys.executable, __file__, "3", str(shared), "--", sys.executable, __file__, "--rehearse", str(shared)],
-                              stdout=log, stderr=log, timeout=900)
+        done = subprocess.run(
+            [sys.executable, __file__, "3", str(shared), "--", sys.executable, __file__, "--rehearse", str(shared)],
+            stdout=log,
+            stderr=log,
+            timeout=900,
+        )
     assert done.returncode == 0, (shared / "outer.log").read_text()[-3000:]
     return json.loads((shared / "report.json").read_text()) | {"folder": str(shared)}
 
@@ -306,8 +381,9 @@ def main() -> int:
         return 0
     if sys.argv[1] == "--inside":
         return machine_room(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[5:])
-    return subprocess.run([*NAMESPACES, sys.executable, __file__, "--inside", *sys.argv[1:]],
-                          preexec_fn=die_with_parent).returncode
+    return subprocess.run(
+        [*NAMESPACES, sys.executable, __file__, "--inside", *sys.argv[1:]], preexec_fn=die_with_parent
+    ).returncode
 
 
 if __name__ == "__main__":

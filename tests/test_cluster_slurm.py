@@ -1,7 +1,7 @@
 """cluster/slurm/study.sbatch on two nodes of this machine: a pretend scheduler, real Ray, a real driver.
 
-`srun` and `scontrol` are stand-ins that know two nodes, node1 and node2, and start their commands here; everything that the
-script itself does (token, head, worker, waiting, exit code, cleaning up) is what runs on a cluster.
+`srun` and `scontrol` are stand-ins that know two nodes, node1 and node2, and start their commands here; everything that
+the script itself does (token, head, worker, waiting, exit code, cleaning up) is what runs on a cluster.
 """
 
 import os
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "study.sbatch"
 SCONTROL = '#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && printf "node1\\nnode2\\n"\n'
 # Drops srun's options; a step for "others" runs on node2.
-SRUN = '''#!/bin/bash
+SRUN = """#!/bin/bash
 echo "$*" >> "$PRETEND/steps"
 while [[ $1 == --* ]]; do shift; done
 exec "$@"
-'''
-STUDY = '''
+"""
+STUDY = """
 import os, signal, sys, time
 import ray
 
@@ -34,7 +34,8 @@ def where():
     time.sleep(0.5)
     return ray.get_runtime_context().get_node_id()
 found = set(ray.get([where.options(scheduling_strategy="SPREAD").remote() for _ in range(6)]))
-print("nodes seen", len(found), "mode", os.environ["RAY_AUTH_MODE"], "token in environment", "RAY_AUTH_TOKEN" in os.environ, flush=True)
+print("nodes seen", len(found), "mode", os.environ["RAY_AUTH_MODE"],
+      "token in environment", "RAY_AUTH_TOKEN" in os.environ, flush=True)
 if sys.argv[1] == "wait":
     def stop(*_):
         print("asked to stop", flush=True)
@@ -43,7 +44,7 @@ if sys.argv[1] == "wait":
     print("waiting", flush=True)
     time.sleep(300)
 sys.exit(int(sys.argv[1]))
-'''
+"""
 
 
 class Allocation:
@@ -57,16 +58,30 @@ class Allocation:
             (folder / "bin" / name).chmod(0o755)
         (folder / "study.py").write_text(STUDY)
         (folder / "home").mkdir(exist_ok=True)
-        own = {"PRETEND": str(folder), "HOME": str(folder / "home"), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "node[1-2]",
-               "SLURM_CPUS_PER_TASK": "1", "OBJECT_STORE": "80000000", "VENV": str(Path(sys.executable).parent.parent),
-               "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        own = {
+            "PRETEND": str(folder),
+            "HOME": str(folder / "home"),
+            "SLURM_JOB_ID": str(job),
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_CPUS_PER_TASK": "1",
+            "OBJECT_STORE": "80000000",
+            "VENV": str(Path(sys.executable).parent.parent),
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        }
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
         self.env["PYTHONWARNINGS"] = "ignore"
 
     def submit(self, *arguments: str) -> subprocess.Popen:
         with open(self.folder / "log", "w") as log:
-            return subprocess.Popen(["bash", str(SCRIPT), *arguments], cwd=self.folder, env=self.env, text=True,
-                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(
+                ["bash", str(SCRIPT), *arguments],
+                cwd=self.folder,
+                env=self.env,
+                text=True,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def log(self) -> str:
@@ -124,7 +139,9 @@ def test_the_time_limit_asks_the_study_to_stop(allocation: Allocation):
     assert allocation.gone(), allocation.left()
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [([], "usage:"), (["studies/none.py"], "there is no studies/none.py")])
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [([], "usage:"), (["studies/none.py"], "there is no studies/none.py")]
+)
 def test_bad_input_ends_before_anything_starts(allocation: Allocation, arguments: list[str], reason: str):
     assert allocation.submit(*arguments).wait(30) == 2
     assert reason in allocation.log and not (allocation.folder / "steps").exists()

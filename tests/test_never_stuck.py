@@ -273,6 +273,16 @@ def test_trials_never_wait_for_what_their_neighbours_drivers_hold(happened):
     assert happened["wide"]["code"] == 0 and happened["wide"]["workers"] == [4, 4]
 
 
+def test_the_doctor_examines_each_node(happened):
+    found = happened["doctor"]
+    assert [words for grade, words in found if grade == "BAD"] == []
+    assert sum("the same versions as here" in words for _, words in found) == 2
+    assert sum("and its locks" in words for _, words in found) == 2
+    assert any("reach each other's ports" in words for _, words in found)
+    assert any(grade == "warn" and "State API" in words for grade, words in found)      # started without a dashboard
+    assert any("2 trials of 2 x" in words for _, words in found)
+
+
 def test_what_can_never_fit_is_refused_in_seconds(happened):
     assert happened["never"]["code"] == 2 and happened["too many"]["code"] == 2
     assert happened["never"]["status"] == happened["too many"]["status"] == []

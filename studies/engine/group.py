@@ -130,6 +130,10 @@ class Crew:
         """One group, from its start to its end."""
         began, nodes = time.monotonic(), _nodes()
         problem = fit(name, size, self.place, self.desk)
+        if self.over.is_set():           # Ray may be gone, and ends a process whose thread still asks it something
+            with self.lock:
+                self.sizes.pop(name, None)
+            return
         try:
             there = name in _ask(self.desk.state.remote())["groups"]      # did it live to take a job?
             if problem and nodes - _nodes():
