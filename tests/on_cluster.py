@@ -9,7 +9,9 @@ own, because Ray keeps what it read of its environment for as long as a process 
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_"))]:
     del os.environ[name]
-os.environ |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": tempfile.mkdtemp(prefix="rc", dir="/tmp"),     # a short path
+               "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from studies.engine.cluster import settle_environment  # noqa: E402
@@ -150,5 +153,8 @@ def after(out: Path, name: str, steps: int, happen: Callable[[], Any]) -> None:
 
 
 if __name__ == "__main__":
-    result = scenarios(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        result = scenarios(Path(sys.argv[1]), sys.argv[2:])
+    finally:
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
     print("RESULT " + json.dumps(result))

@@ -233,7 +233,8 @@ def test_node_mounts_what_it_is_told(machine: dict[str, str]):
     said = set_up(machine, NFS="files.example:/export")
     assert said.returncode == 0, said.stderr
     (mount,) = [line for line in asked(machine) if line.startswith("mount ")]
-    assert mount.startswith("mount -t nfs -o nfsvers=4.1") and mount.endswith(f"files.example:/export {machine['SHARED']}")
+    assert mount.startswith("mount -t nfs -o nfsvers=4.1")
+    assert mount.endswith(f"files.example:/export {machine['SHARED']}")
 
 
 def test_node_says_that_the_folder_is_not_there(machine: dict[str, str]):

@@ -124,6 +124,8 @@ class Trained:
         return self.system.needs_to_train(self.data)
 
     def make(self, out: Path, context: Context) -> None:
+        for stage in self.needs():                                      # making one would move the generator
+            context.get(stage)
         torch.manual_seed(seed_of(self.seed, "initial weights"))        # seeded before the network is built
         system = self.system.build(self.data, context)
         curve = Curve(out / "curve.jsonl") if context.parallel.rank == 0 else None

@@ -172,7 +172,8 @@ def choose_scale(study: Study, asked: str | None, cluster: Cluster) -> tuple[str
 
 def _left_by_ray_start() -> str | None:
     """The address of a cluster that `ray start` left on this machine, if it still answers."""
-    path = Path(os.environ.get("RAY_TMPDIR") or "/tmp/ray") / "ray_current_cluster"
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    path = Path(folder) / "ray" / "ray_current_cluster"
     try:
         address = path.read_text().strip()
         _knock(address)
