@@ -149,22 +149,18 @@ if __name__ == "__main__":
         parser.add_argument(flag, type=int, default=default)
     parser.add_argument("--workers", action="store_true")
     asked = parser.parse_args()
-    results = {"ours": ours(asked.trials)}
+    print(f"fixed cost of a trial that trains for {SECONDS:g} s: median (least .. most)", flush=True)
+    base = row("ours", ours(asked.trials), None)
     if asked.workers:
-        results["ours, 2 workers"] = ours(max(10, asked.trials // 5), 2)
-    results["process"] = process(asked.plain)
+        row("ours, 2 workers", ours(max(10, asked.trials // 5), 2), base)
+    row("process", process(asked.plain), base)
     import ray
 
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "2"          # as it is without us
     find_cluster()
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level=logging.ERROR)
-    results["tune"] = through_tune(asked.plain, tune_body, {"CPU": 1})
-    results["train"] = through_tune(asked.train, train_body, {"CPU": 1})
+    row("tune", through_tune(asked.plain, tune_body, {"CPU": 1}), base)
+    row("train", through_tune(asked.train, train_body, {"CPU": 1}), base)
     if asked.workers:
-        results["train, 2 workers"] = through_tune(asked.train, partial(train_body, workers=2), {"CPU": 1})
+        row("train, 2 workers", through_tune(asked.train, partial(train_body, workers=2), {"CPU": 1}), base)
     ray.shutdown()
-    print(f"\nfixed cost of a trial that trains for {SECONDS:g} s: median (least .. most)")
-    base = None
-    for name, costs in results.items():
-        median = row(name, costs, base)
-        base = median if base is None else base

@@ -141,7 +141,7 @@ def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, tri
         question=f"Which settings suit {system}?",
         scales={"laptop": Scale(getattr(recipes, f"{system}_laptop")),
                 "paper": Scale(getattr(recipes, system), Resources(gpus=1))},
-        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune)
+        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune, program=f"studies/tune.py {system}")
 
 
 def run(

@@ -70,7 +70,8 @@ def told(out: Path, name: str) -> int:
 
 
 def scenarios(out: Path, wanted: list[str]) -> dict[str, Any]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False,      # whose hooks keep threads from adding nodes
+                      head_node_args={"num_cpus": 1, "include_dashboard": False})
     os.environ["RAY_ADDRESS"] = str(cluster.address)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     found: dict[str, Any] = {}
@@ -90,7 +91,7 @@ def neighbours(cluster: Cluster, out: Path) -> dict[str, Any]:
     cluster.wait_for_nodes()
     found = {"doctor": [[finding.grade, finding.words] for finding in examine(out, None, 1, 0.0, 2)],
              "neighbours": command(study("neighbours", Resources(workers=2)), out),
-             "wide": command(study("wide", Resources(workers=4), seeds=1), out),
+             "wide": command(study("wide", Resources(workers=4), seeds=1, training=slow(0.01)), out),
              "never": command(study("never", Resources(workers=5)), out)}
     cluster.remove_node(node)
     return found

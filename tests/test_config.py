@@ -231,13 +231,13 @@ def test_every_flat_path_is_a_path_of_assign(recipe):
     assert len(said) > 30 and assign(trial, said) == trial
 
 
-def test_differences_name_what_differs_and_of_a_swapped_component_the_class_alone():
+def test_differences_name_what_differs_and_a_swapped_component_as_it_is_written():
     trial = tencdm_laptop()
     assert differences(trial, trial) == {}
     assert differences(trial, override(trial, {"training.steps": 500, "seed": 1})) == {"training.steps": 500, "seed": 1}
     cosine = override(trial, {"system.process.schedule": Cosine()})
     assert differences(trial, cosine) == {"system.process.schedule": "Cosine"}
-    assert differences(cosine, trial) == {"system.process.schedule": "Tangent"}
+    assert differences(cosine, trial) == {"system.process.schedule": "Tangent(d=2.0)"}     # with what is not as usual
     small = Bert(weights=trial.system.encoder.weights)                    # type: ignore[union-attr]
     assert differences(trial, override(trial, {"system.encoder": Embeddings(of=small)})) == {
         "system.encoder": "Embeddings"}

@@ -305,11 +305,22 @@ def flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any) -> dict[str, Any]:
-    """What `b` says that `a` does not: dotted path -> b's leaf.  Where a component's class differs, only the class."""
+    """What `b` says that `a` does not: dotted path -> b's leaf.  Where a component's class differs, only the component,
+    as it is written: Lion(lr=0.003)."""
     mine, theirs = flat(a), flat(b)
     changed = {path: value for path, value in theirs.items() if path not in mine or mine[path] != value}
-    swapped = [f"{path}." for path in changed if path in mine and any(p.startswith(f"{path}.") for p in theirs | mine)]
-    return {path: value for path, value in changed.items() if not path.startswith(tuple(swapped))}
+    swapped = [path for path in changed if path in mine and any(p.startswith(f"{path}.") for p in theirs | mine)]
+    inside = tuple(f"{path}." for path in swapped)
+    return {path: written(functools.reduce(getattr, path.split("."), b)) if path in swapped else value
+            for path, value in changed.items() if not path.startswith(inside)}
+
+
+def written(cfg: Any) -> str:
+    """A component with those of its own scalars that are not as usual; its inner components stay unsaid."""
+    usual = {field.name: field.default for field in dataclasses.fields(cfg)}
+    said = [f"{name}={getattr(cfg, name)!r}" for name in usual
+            if isinstance(getattr(cfg, name), (bool, int, float, str)) and getattr(cfg, name) != usual[name]]
+    return f"{type(cfg).__name__}({', '.join(said)})" if said else type(cfg).__name__
 
 
 def to_dict(value: Any) -> Any:

@@ -63,6 +63,7 @@ def ld4lg_annealed_laptop(data: Data = Stories()) -> "Trial":
         "system.representation.model.weights.hidden": 0.05,
         "system.times": Times(range=PolynomialRange(power=2.0), low=0.01),
         "training.optimizer": Lion(lr=1e-3, weight_decay=0.1),
+        "sampling.stepper": Posterior(eta=1.0),
     })
 
 

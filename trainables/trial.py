@@ -94,7 +94,8 @@ class Trial:
         for split in ("train", "valid", "test"):
             rows = read_rows(data, split)
             if self.system.reads_source and not all(row.get("source") for row in rows):
-                raise ConfigError("system.source_length", f"the texts of {split} have no sources to read; it must be 0")
+                where, off = ("source", "NoSource") if isinstance(self.system, Ld4lg) else ("source_length", "0")
+                raise ConfigError(f"system.{where}", f"the texts of {split} have no sources to read; it must be {off}")
             if self.system.reads_class and not all(row.get("class") for row in rows):
                 raise ConfigError("system", f"the texts of {split} have no classes to be conditioned on")
         longest = max(len(row["text"].split()) for row in read_rows(data, "train"))

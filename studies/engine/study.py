@@ -199,17 +199,22 @@ class Study:
     factors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)     # path -> level -> value (name: -> Arm)
     tune: "Tune | None" = None                                  # searched inside each arm before arms are compared
     points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)      # arm -> what its search has found
+    program: str = ""                                           # what is typed after `python`; "": studies/<name>.py
 
     def __post_init__(self):
         if self.factors:
             if self.arms:
                 raise ValueError(f"{self.name}: a study has arms or factors, which make its arms; not both")
             object.__setattr__(self, "arms", {name: Arm.together(levels) for name, levels in self._products()})
+        if not self.program:
+            object.__setattr__(self, "program", f"studies/{self.name}.py")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
             raise ValueError(f"a study's name is a folder's name, in small letters, digits, - and _: not {self.name!r}")
         if not self.scales or not self.arms or not self.report or self.seeds < 1:
             raise ValueError(f"{self.name}: a study needs a scale, an arm, a metric and a seed")
         for name, arm in self.arms.items():
+            if "," in name or not name.strip():
+                raise ValueError(f"{self.name}: an arm's name has no comma, which --arms reads: not {name!r}")
             for scale in arm.by_scale:
                 if scale not in self.scales:
                     raise ConfigError(f"arm {name!r}", f"no scale {scale!r}{near(scale, self.scales)}")

@@ -348,7 +348,7 @@ def parent_story(ledger: Ledger, plan: Plan, source: Code) -> Outbox:
     tags = {"question": plan.study.question, "expectation": plan.study.expectation, "scale": plan.scale,
             "data": plan.data, "base": plan.base, "arms": ", ".join(plan.arms), "commit": source.commit,
             "dirty": str(bool(source.diff)), "mlflow.source.git.commit": source.commit,
-            "mlflow.source.name": f"studies/{plan.study.name}.py", "mlflow.note.content": "\n".join(plan.lines())}
+            "mlflow.source.name": plan.study.program, "mlflow.note.content": "\n".join(plan.lines())}
     story.start(key=PARENT, name=plan.study.name, tags=tags,
                 texts={"plan.md": "\n".join(plan.lines()), f"code/{source.digest}.patch": source.diff})
     return story
