@@ -14,7 +14,7 @@ study: .venv/installed
 	$(BIN)/python studies/ablation_encoder.py $(ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 test-cluster: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test-cluster]'

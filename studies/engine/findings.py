@@ -184,8 +184,10 @@ class Findings:
         waiting = sum(self.status(cell) == "waiting" for cell in self.cells(arm))
         notes += [f"{waiting} not run"] if waiting else []
         known = {name for cell in self.cells(arm) for name in self.records.get(cell.key, {}).get("metrics", ())}
+        elsewhere = {name for record in self.records.values() for name in record["metrics"]}
         absent = [metric.metric for metric in self.shown if known and metric.metric not in known]
-        notes += [f"no {', '.join(absent)} (there are: {', '.join(sorted(known)[:20])})"] if absent else []
+        unknown = "" if set(absent) <= elsewhere else f" (there are: {', '.join(sorted(known)[:20])})"
+        notes += [f"no {', '.join(absent)}{unknown}"] if absent else []
         return "; ".join(notes)
 
     def best(self) -> str | None:
