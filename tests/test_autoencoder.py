@@ -121,7 +121,8 @@ def test_writing_is_a_function_of_states_and_settings(by, models):
     """And the global random state is left alone."""
     model = models[Bart]
     batch = rows(model, ["anna found a small cat . she kept it ."] * 6)
-    h = model.encode(batch.ids, batch.mask) + 0.3 * step_rng(0, 0).normal((6, 16, 32))
+    # Noise enough that no word is certain, however well the model learned: two draws of six texts are not the same.
+    h = model.encode(batch.ids, batch.mask) + 3.0 * step_rng(0, 0).normal((6, 16, 32))
     decoding = replace(PLAIN, by=by)
     torch.manual_seed(0)
     state = torch.get_rng_state()

@@ -11,7 +11,8 @@ a decoder, a folder without weights are refused with one line.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -76,30 +77,16 @@ class EncoderFolder:
         weights = self.encoder.weights
         if isinstance(weights, Small):
             self._train(weights, texts, out, context)
-        elif isinstance(weights, Folder):
-            shutil.rmtree(out / "imported", ignore_errors=True)
-            self._convert(kept_folder(weights.digest, context.store, out / "imported"), texts, out)
-            shutil.rmtree(out / "imported")
-        elif names_folder(weights.name):
-            raise ConfigError("weights.name", f"{weights.name} is a folder, and `imported` was not asked to read it")
         else:
-            folder = hub_folder(weights.name, weights.revision)
-            self._convert(folder, texts, out)
-            origin = {"name": weights.name, "revision": weights.revision, "commit": folder.name}
-            (out / "origin.json").write_text(json.dumps(origin))
+            with fetched(weights, out, context) as folder:
+                self._convert(folder, texts, out)
 
     def _train(self, small: Small, texts: list[str], out: Path, context: Context) -> None:
         tokenizer = self.encoder.tokenizer(texts, small.vocabulary)
         Words.save(tokenizer, out, texts)
-        words = Words.load(out)
         torch.manual_seed(seed_of(small.seed, "initial weights"))
         learner = self.encoder.untrained(small, tokenizer)
-        held_out = read_texts(context.get(self.data), "valid")
-        with quietly():
-            train(learner, TokenRows.of(texts, words, small.length), small.training, seed=small.seed,
-                  out=out / "training", context=context, validate=TokenRows.of(held_out, words, small.length))
-            self.encoder.half(learner.model.cpu()).save_pretrained(out)
-        shutil.rmtree(out / "training")
+        teach(learner, small, texts, read_texts(context.get(self.data), "valid"), out, context, self.encoder.half)
 
     def _convert(self, folder: Path, texts: list[str], out: Path) -> None:
         """Keep of a checkpoint what encodes."""
@@ -109,6 +96,33 @@ class EncoderFolder:
                    decoder=spacing(texts) if isinstance(self.encoder, Bert) else None)
         with quietly():
             model.save_pretrained(out)
+
+
+@contextmanager
+def fetched(weights: Pretrained | Folder, out: Path, context: Context) -> Iterator[Path]:
+    """The folder of a checkpoint that is not trained here; of a hub's, `out/origin.json` then says which it was."""
+    if isinstance(weights, Folder):
+        shutil.rmtree(out / "imported", ignore_errors=True)
+        yield kept_folder(weights.digest, context.store, out / "imported")
+        shutil.rmtree(out / "imported")
+    elif names_folder(weights.name):
+        raise ConfigError("weights.name", f"{weights.name} is a folder, and `imported` was not asked to read it")
+    else:
+        folder = hub_folder(weights.name, weights.revision)
+        yield folder
+        origin = {"name": weights.name, "revision": weights.revision, "commit": folder.name}
+        (out / "origin.json").write_text(json.dumps(origin))
+
+
+def teach(learner: Any, small: Small, texts: list[str], held_out: list[str], out: Path, context: Context,
+          half: Callable[[Any], Any] = lambda model: model) -> None:
+    """Train a small model with its objective, on texts in the words that `out` has, and save what `half` takes of it."""
+    words = Words.load(out)
+    with quietly():
+        train(learner, TokenRows.of(texts, words, small.length), small.training, seed=small.seed,
+              out=out / "training", context=context, validate=TokenRows.of(held_out, words, small.length))
+        half(learner.model.cpu()).save_pretrained(out)
+    shutil.rmtree(out / "training")
 
 
 class TokenRows:

@@ -14,7 +14,6 @@ out of a small corpus' reach.
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,13 +28,12 @@ from trainables.config import ConfigError, config
 from trainables.randomness import Rng, seed_of
 from trainables.stages import Context, Stage
 from trainables.system import Batch
-from trainables.text.checkpoints import check_folder, hub_folder, kept_folder, quietly, read_about
+from trainables.text.checkpoints import check_folder, quietly, read_about
 from trainables.text.corpora import Data, read_rows
-from trainables.text.encoders import FrozenEncoder, TokenRows, load_tokenizer, names_folder
+from trainables.text.encoders import FrozenEncoder, fetched, load_tokenizer, teach
 from trainables.text.encodings import SPLITS, write_encodings
-from trainables.text.families import T5, Bart, Folder, Small
+from trainables.text.families import T5, Bart, Small
 from trainables.text.tokenizers import TOKENS, Words
-from trainables.training.train import train
 
 LanguageModel = Bart | T5
 
@@ -61,32 +59,19 @@ class LanguageModelFolder:
         weights = self.model.weights
         if isinstance(weights, Small):
             self._train(weights, out, context)
-        elif isinstance(weights, Folder):
-            shutil.rmtree(out / "imported", ignore_errors=True)
-            self._convert(kept_folder(weights.digest, context.store, out / "imported"), out)
-            shutil.rmtree(out / "imported")
-        elif names_folder(weights.name):
-            raise ConfigError("weights.name", f"{weights.name} is a folder, and `imported` was not asked to read it")
         else:
-            folder = hub_folder(weights.name, weights.revision)
-            self._convert(folder, out)
-            origin = {"name": weights.name, "revision": weights.revision, "commit": folder.name}
-            (out / "origin.json").write_text(json.dumps(origin))
+            with fetched(weights, out, context) as folder:
+                self._convert(folder, out)
 
     def _train(self, small: Small, out: Path, context: Context) -> None:
         texts, held_out = (self._texts(context, split) for split in ("train", "valid"))
         tokenizer = self.model.tokenizer(texts, small.vocabulary)
         Words.save(tokenizer, out, texts)
-        words = Words.load(out)
         torch.manual_seed(seed_of(small.seed, "initial weights"))
         learner: Any = self.model.untrained(small, tokenizer)
         if isinstance(self.model, T5):
-            learner = RepeatsToo(learner, words.pad)
-        with quietly():
-            train(learner, TokenRows.of(texts, words, small.length), small.training, seed=small.seed,
-                  out=out / "training", context=context, validate=TokenRows.of(held_out, words, small.length))
-            learner.model.cpu().save_pretrained(out)
-        shutil.rmtree(out / "training")
+            learner = RepeatsToo(learner, Words.load(out).pad)
+        teach(learner, small, texts, held_out, out, context)
 
     def _texts(self, context: Context, split: str) -> list[str]:
         rows = read_rows(context.get(self.data), split)

@@ -17,7 +17,6 @@ arXiv 2211.15029, 4.4 for the time.  What the layers are told is zero at first: 
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,12 +27,11 @@ from trainables.config import ConfigError, config
 from trainables.networks.transformer import sinusoid
 from trainables.randomness import seed_of
 from trainables.stages import Context, Stage
-from trainables.text.checkpoints import check_folder, hub_folder, kept_folder, quietly, read_about
+from trainables.text.checkpoints import check_folder, quietly, read_about
 from trainables.text.corpora import Data, read_rows
-from trainables.text.encoders import TokenRows, load_tokenizer, names_folder
-from trainables.text.families import Bert, Folder, Roberta, Small
+from trainables.text.encoders import fetched, load_tokenizer, teach
+from trainables.text.families import Bert, Roberta, Small
 from trainables.text.tokenizers import Words, spacing
-from trainables.training.train import train
 
 MaskedLm = Bert | Roberta
 Told = Literal["nothing", "prefix", "layers"]
@@ -68,17 +66,9 @@ class MaskedLmFolder:
         texts, weights = self._texts("train", context), self.lm.weights
         if isinstance(weights, Small):
             self._train(weights, texts, out, context)
-        elif isinstance(weights, Folder):
-            shutil.rmtree(out / "imported", ignore_errors=True)
-            self._convert(kept_folder(weights.digest, context.store, out / "imported"), texts, out)
-            shutil.rmtree(out / "imported")
-        elif names_folder(weights.name):
-            raise ConfigError("weights.name", f"{weights.name} is a folder, and `imported` was not asked to read it")
         else:
-            folder = hub_folder(weights.name, weights.revision)
-            self._convert(folder, texts, out)
-            origin = {"name": weights.name, "revision": weights.revision, "commit": folder.name}
-            (out / "origin.json").write_text(json.dumps(origin))
+            with fetched(weights, out, context) as folder:
+                self._convert(folder, texts, out)
 
     def _texts(self, split: str, context: Context) -> list[str]:
         rows = read_rows(context.get(self.data), split)
@@ -87,15 +77,8 @@ class MaskedLmFolder:
     def _train(self, small: Small, texts: list[str], out: Path, context: Context) -> None:
         tokenizer = self.lm.tokenizer(texts, small.vocabulary)
         save_words(tokenizer, out, texts=texts)
-        words = Words.load(out)
         torch.manual_seed(seed_of(small.seed, "initial weights"))
-        learner: Any = self.lm.untrained(small, tokenizer)
-        held_out = self._texts("valid", context)
-        with quietly():
-            train(learner, TokenRows.of(texts, words, small.length), small.training, seed=small.seed,
-                  out=out / "training", context=context, validate=TokenRows.of(held_out, words, small.length))
-            learner.model.cpu().save_pretrained(out)
-        shutil.rmtree(out / "training")
+        teach(self.lm.untrained(small, tokenizer), small, texts, self._texts("valid", context), out, context)
 
     def _convert(self, folder: Path, texts: list[str], out: Path) -> None:
         check_masked_lm(folder, self.lm)
