@@ -116,7 +116,7 @@ def fetched(weights: Pretrained | Folder, out: Path, context: Context) -> Iterat
 
 def teach(learner: Any, small: Small, texts: list[str], held_out: list[str], out: Path, context: Context,
           half: Callable[[Any], Any] = lambda model: model) -> None:
-    """Train a small model with its objective, on texts in the words that `out` has, and save what `half` takes of it."""
+    """Train a small model with its objective, on texts in the words that `out` has, and save what `half` takes."""
     words = Words.load(out)
     with quietly():
         train(learner, TokenRows.of(texts, words, small.length), small.training, seed=small.seed,

@@ -30,7 +30,7 @@ from trainables.stages import Context, Stage
 from trainables.text.checkpoints import check_folder, quietly, read_about
 from trainables.text.corpora import Data, read_rows
 from trainables.text.encoders import fetched, load_tokenizer, teach
-from trainables.text.families import Bert, Roberta, Small
+from trainables.text.families import Bert, Folder, Roberta, Small
 from trainables.text.tokenizers import Words, spacing
 
 MaskedLm = Bert | Roberta
