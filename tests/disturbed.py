@@ -35,15 +35,16 @@ main(Study(name="toy", question="Which?", seeds={SEEDS}, report=(Minimise("test/
 """
 
 
-def start(out: Path, *arguments: str) -> subprocess.Popen:
-    """The driver of the study, in a process group of its own."""
+def start(out: Path, *arguments: str, terminal: int | None = None) -> subprocess.Popen:
+    """The driver of the study, in a process group of its own.  It prints to printed.txt, or to an open terminal."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "RAY_ADDRESS": "local"}
     with open(out / "printed.txt", "a") as printed:
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "--out", str(out), "--json", str(out / "outcome.json"),
              "--set", f"training.pause={PAUSE}", *arguments],
-            env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
+            env=environment, stdout=printed if terminal is None else terminal, stderr=subprocess.STDOUT,
+            start_new_session=True)
 
 
 def printed(out: Path) -> str:

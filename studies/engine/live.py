@@ -34,7 +34,9 @@ class View:
         self.ended: dict[str, Record] = {}
         self.latest: dict[str, tuple[int, dict[str, float]]] = {}
         self.offsets: dict[str, int] = {}
-        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        # What others print must not be shown above the view: it goes where `quiet` has sent it.
+        self.live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False,
+                         redirect_stderr=False) if console.is_terminal else None
 
     def __enter__(self) -> "View":
         if self.live:
