@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import now
 from torch.utils.flop_counter import FlopCounterMode
 
-from machine import now
 from trainables.config import override
 from trainables.randomness import step_rng
 from trainables.stages import Context

@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))              # a checkout need not be installed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]                           # a checkout need not be installed
 
 from machine import Memory, ceiling, peak_of  # noqa: E402
 from ours import Ours  # noqa: E402
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--size", choices=list(SHAPES), default="small")
     parser.add_argument("--dtype", choices=list(NUMBERS), default="float32")
-    parser.add_argument("--lengths", choices=list(LENGTHS), default="roc", help="of the texts")
+    parser.add_argument("--lengths", choices=list(LENGTHS), default="", help="of the texts; else the size's own")
     parser.add_argument("--batch", type=int, default=0, help="0: the recipe's on a GPU, 16 on a CPU")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, help="of a round; 0: 20 on a GPU, 2 on a CPU")

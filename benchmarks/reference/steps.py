@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from machine import now
 from ours import Ours
 from published import Shape
+
 from reference import diffusionbert, ld4lg, scorelm, tencdm
 from reference.loop import Clock
 from trainables.networks.perceiver import Perceiver
 from trainables.system import Batch
+from trainables.text.checkpoints import quietly
 from trainables.text.packing import SingleDocuments
 
 ORIGINAL: dict[str, dict[str, float]] = {
@@ -61,6 +62,11 @@ class Reference:
 
 def reference(system: str, ours: Ours, shape: Shape, folder: Path, clock: Clock, numbers: torch.dtype) -> Reference:
     """The reference step of a system, in the shape of ours."""
+    with quietly():
+        return _reference(system, ours, shape, folder, clock, numbers)
+
+
+def _reference(system: str, ours: Ours, shape: Shape, folder: Path, clock: Clock, numbers: torch.dtype) -> Reference:
     from transformers import BartModel, BertForMaskedLM, BertModel
 
     device, mine, batches = ours.context.device, ours.system, ours.batches

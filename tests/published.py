@@ -1,7 +1,7 @@
 """Published shapes without published weights: texts and checkpoints made on the spot, for what only their sizes decide.
 
     texts(path, 4_096)                       a .txt file: made-up words, as often as words are (Zipf), 40 to 60 a text
-    checkpoint(folder, Bert(), PAPER)        a folder in Hugging Face format: tokenizer of these texts, weights at random
+    checkpoint(folder, Bert(), PAPER)        in Hugging Face format: a tokenizer of these texts, weights at random
     trial("tencdm", "paper", folder, store)  the paper's recipe on them: real stages, real caches, nothing downloaded
 
 How long a training step takes does not depend on what the weights are.
@@ -22,6 +22,7 @@ from trainables.ld4lg_annealed import ld4lg_annealed
 from trainables.scorelm import scorelm
 from trainables.stages import Store
 from trainables.tencdm import tencdm
+from trainables.text.checkpoints import quietly
 from trainables.text.corpora import Imported, import_files
 from trainables.text.encoders import Bart, Bert, Pretrained
 from trainables.trial import Trial
@@ -67,6 +68,8 @@ def checkpoint(folder: Path, kind: str, shape: Shape, lines: list[str]) -> Path:
     """A whole model of that shape in `folder`, with a tokenizer of these lines.   kind: cased, uncased or bart"""
     from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM
 
+    if folder.exists():
+        return folder
     family, V = (Bart() if kind == "bart" else Bert()), shape.vocabulary[kind]
     tokenizer = family.tokenizer(lines, min(V, 16_000))
     torch.manual_seed(0)
@@ -83,14 +86,19 @@ def checkpoint(folder: Path, kind: str, shape: Shape, lines: list[str]) -> Path:
         model = BertForMaskedLM(BertConfig(
             vocab_size=V, hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
             intermediate_size=shape.feedforward, **ids))
-    model.save_pretrained(folder)
+    with quietly():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def trial(system: str, size: str, folder: Path, store: Store, lengths: str = "roc") -> Trial:
-    """The recipe of a system on made-up texts and a made-up language model, ready to be built."""
-    shape = SHAPES[size] if lengths == "roc" else replace(SHAPES[size], words=LENGTHS[lengths])
+def trial(system: str, size: str, folder: Path, store: Store, lengths: str = "", count: int = 0) -> Trial:
+    """The recipe of a system on made-up texts and a made-up language model, ready to be built.
+
+    lengths: of which corpus the texts' lengths are, count: how many texts; empty and 0 are as the size has them
+    """
+    shape = SHAPES[size]
+    shape = replace(shape, words=LENGTHS[lengths] if lengths else shape.words, texts=count or shape.texts)
     folder.mkdir(parents=True, exist_ok=True)
     path = texts(folder / "texts.txt", shape)
     data, lines = import_files(str(path), None, store), path.read_text(encoding="utf-8").splitlines()
@@ -106,7 +114,7 @@ Weights = Callable[[str], Pretrained]
 
 def _tencdm(data: Imported, shape: Shape, weights: Weights) -> Trial:
     changes: dict[str, Any] = {"system.encoder.weights": weights("cased"), "system.decoder.training.steps": 1}
-    if shape is not PAPER:
+    if shape.width != PAPER.width:
         changes |= {f"system.network.{name}": getattr(shape, name)
                     for name in ("layers", "width", "heads", "feedforward")} | {
             "system.decoder.heads": shape.heads, "system.decoder.feedforward": shape.feedforward}
@@ -120,7 +128,7 @@ def _ld4lg(data: Imported, shape: Shape, weights: Weights) -> Trial:
         "system.representation.training.training.steps": 2, "system.representation.training.training.batch": 8,
         "system.representation.training.training.validate_on": 8,
         "system.representation.training.training.schedule.warmup": 0}
-    if shape is not PAPER:
+    if shape.width != PAPER.width:
         changes |= {"system.network.layers": shape.layers, "system.network.width": shape.width,
                     "system.network.heads": shape.heads, "system.network.dense": min(3, shape.layers // 2),
                     "system.representation.perceiver.heads": shape.heads}
@@ -129,7 +137,7 @@ def _ld4lg(data: Imported, shape: Shape, weights: Weights) -> Trial:
 
 def _ld4lg_annealed(data: Imported, shape: Shape, weights: Weights) -> Trial:
     changes: dict[str, Any] = {"system.representation.model": Bart(weights=weights("bart"))}
-    if shape is not PAPER:
+    if shape.width != PAPER.width:
         changes |= {"system.network.layers": shape.layers, "system.network.width": shape.width,
                     "system.network.heads": shape.heads, "system.network.dense": min(3, shape.layers // 2)}
     return override(ld4lg_annealed(data), changes)
@@ -141,7 +149,7 @@ def _diffusionbert(data: Imported, shape: Shape, weights: Weights) -> Trial:
 
 def _scorelm(data: Imported, shape: Shape, weights: Weights) -> Trial:
     changes: dict[str, Any] = {"system.tokenizer.vocabulary": 8_000}
-    if shape is not PAPER:
+    if shape.width != PAPER.width:
         changes |= {"system.network.layers": shape.layers, "system.network.width": shape.width,
                     "system.network.heads": shape.heads, "system.network.feedforward": shape.feedforward,
                     "system.tokenizer.vocabulary": 2_000}
