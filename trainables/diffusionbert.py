@@ -186,18 +186,17 @@ class DiffusionBertSystem(nn.Module):
         published = isinstance(objective, D3pm) and objective.as_published
         x_t = self.hide(batch.ids, able, t, rng, published)
         places = self.layout.places(batch, len(t), cfg.source_dropout, rng if self.training else None)
-        h = self.states(x_t, t, places)
-        hidden = able & (x_t == self.mask)
+        hidden = where(able & (x_t == self.mask))
+        asked = where(able) if isinstance(objective, D3pm) else hidden
+        log_p = self.log_p(_at(self.states(x_t, t, places), asked), mask_too=isinstance(objective, D3pm))
+        crossed = -log_p.gather(1, _at(batch.ids, asked)[:, None]).squeeze(1)
         if isinstance(objective, D3pm):
-            log_p = self.log_p(h[able], mask_too=True)
-            crossed, share = -log_p.gather(1, batch.ids[able][:, None]).squeeze(1), _share(able)
-            term = self.mixture(log_p[hidden[able]], batch, hidden, t, s, published)
+            number = able.flatten().cumsum(0) - 1                            # of each place among those that are asked
+            term = self.mixture(log_p[number[hidden]], batch, hidden, t, s, published)
         else:
-            log_p = self.log_p(h[hidden])
-            crossed, share = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1), _share(hidden)
-            term = self.term(log_p, batch.ids[hidden], hidden, t, s)
-        bound = (term * _share(hidden)).sum() / self.typical
-        cross_entropy = (crossed * share).sum() / self.typical
+            term = self.term(log_p, _at(batch.ids, hidden), hidden, t, s)
+        share = torch.full((), 1.0 / len(batch), device=t.device)            # a sum over places is a mean over rows
+        bound, cross_entropy = ((nats * share).sum() / self.typical for nats in (term, crossed))
         return {"loss": (objective.bound * bound + objective.cross_entropy * cross_entropy).float(),
                 "bound": bound.detach().float(), "cross_entropy": cross_entropy.detach().float()}
 
@@ -213,8 +212,8 @@ class DiffusionBertSystem(nn.Module):
         return sentence_weights(self.value[ids], able, self.cfg.measure)
 
     def term(self, log_p: Tensor, words: Tensor, hidden: Tensor, t: Tensor, s: Tensor | None) -> Tensor:
-        """The bound's estimate from one time, [n] nats at the n hidden positions of [B, L].   t, s [B, 1]"""
-        late, early = _at(t, hidden)[:, None], None if s is None else _at(s, hidden)[:, None]
+        """The bound's estimate from one time, [n] nats at the n `hidden` places of [B, L].   t, s [B, 1]"""
+        late, early = self.at(t, hidden)[:, None], None if s is None else self.at(s, hidden)[:, None]
         return bound_term(self.cfg.process, log_p, words, late, early, self.weights)
 
     def mixture(self, log_p: Tensor, batch: Batch, hidden: Tensor, t: Tensor, s: Tensor | None,
@@ -224,8 +223,13 @@ class DiffusionBertSystem(nn.Module):
         process, ids = self.cfg.process, batch.ids
         weights = self.published_weights(ids, self.layout.able(batch)) if published else None
         keep = process.keep(s, weights, PUBLISHED_CAP if published else 1.0).expand(ids.shape)
-        term = mixture_term(log_p, ids[hidden], self.mask, keep[hidden], _at(process.base_reveal(t, s), hidden))
-        return term / _at(t - s, hidden)
+        base = process.base_reveal(t, s)
+        term = mixture_term(log_p, _at(ids, hidden), self.mask, _at(keep, hidden), self.at(base, hidden))
+        return term / self.at(t - s, hidden)
+
+    def at(self, values: Tensor, where: Tensor) -> Tensor:
+        """values [B, 1] of rows, at n places of [B, L] -> [n]"""
+        return values[where // self.cfg.length, 0]
 
     # ---------------------------------------------------------------- the bound
 
@@ -249,13 +253,18 @@ class DiffusionBertSystem(nn.Module):
             t, s = u.clamp(min=LAST), None
         able = self.layout.able(batch)
         x_t = self.hide(batch.ids, able, t, rng)
-        hidden = able & (x_t == self.mask)
-        log_p = self.log_p(self.states(x_t, t, self.layout.places(batch, len(t)))[hidden])
-        term = self.term(log_p, batch.ids[hidden], hidden, t, s)
+        hidden = where(able & (x_t == self.mask))
+        log_p = self.log_p(_at(self.states(x_t, t, self.layout.places(batch, len(t))), hidden))
+        term = self.term(log_p, _at(batch.ids, hidden), hidden, t, s)
         if s is None:              # the last stretch is one step to 0: everything is revealed, at any word's rate
-            said = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1)
-            term = torch.where(_at(u, hidden) < LAST, said.double() / LAST, term)
-        return _rows(hidden, term)
+            said = -log_p.gather(1, _at(batch.ids, hidden)[:, None]).squeeze(1)
+            term = torch.where(self.at(u, hidden) < LAST, said.double() / LAST, term)
+        return self.rows(hidden, term, len(batch))
+
+    def rows(self, where: Tensor, values: Tensor, count: int) -> Tensor:
+        """The sum [B] over each of `count` rows of values [n] at n places of [B, L]."""
+        total = torch.zeros(count, dtype=torch.float64, device=values.device)
+        return total.index_add(0, where // self.cfg.length, values.double())
 
     def length_cost(self, batch: Batch) -> Tensor:
         """-ln P(the texts' lengths) [B]"""
@@ -338,25 +347,20 @@ class Mixture:
         t, s = step_of(1 - stratified(len(batch), 1, rng), objective.steps)
         able = system.layout.able(batch)
         x_t = system.hide(batch.ids, able, t, rng, published)
-        hidden = able & (x_t == system.mask)
-        h = system.states(x_t, t, system.layout.places(batch, len(t)))
-        return _rows(hidden, system.mixture(system.log_p(h[hidden], mask_too=True), batch, hidden, t, s, published))
+        hidden = where(able & (x_t == system.mask))
+        h = _at(system.states(x_t, t, system.layout.places(batch, len(t))), hidden)
+        term = system.mixture(system.log_p(h, mask_too=True), batch, hidden, t, s, published)
+        return system.rows(hidden, term, len(batch))
 
 
-def _share(which: Tensor) -> Tensor:
-    """1 / B for each of the true places of [B, L]: what makes a sum over them a mean over rows."""
-    return torch.full((int(which.sum()),), 1.0 / len(which), device=which.device)
+def where(which: Tensor) -> Tensor:
+    """The n true places of [B, L], counted row by row, [n] int64.   How many there are, a GPU has to be asked."""
+    return which.flatten().nonzero()[:, 0]
 
 
-def _rows(which: Tensor, values: Tensor) -> Tensor:
-    """The sum [B] over each row of values [n] at the n true places of [B, L]."""
-    return torch.zeros(len(which), dtype=torch.float64, device=values.device).index_add(
-        0, which.nonzero()[:, 0], values.double())
-
-
-def _at(values: Tensor, which: Tensor) -> Tensor:
-    """values [B, 1] at the n true places of [B, L] -> [n]"""
-    return values.expand(which.shape)[which]
+def _at(values: Tensor, where: Tensor) -> Tensor:
+    """values [B, L, ...] at n places -> [n, ...]"""
+    return values.flatten(0, 1).index_select(0, where)
 
 
 # ---------------------------------------------------------------- recipes

@@ -221,8 +221,8 @@ class Ld4lgSystem(nn.Module):
     @torch.no_grad()
     def first_guess(self, x_t: Tensor, t: Tensor, mask: Tensor, known: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """A hint [B, L', D] for the first rows of the global batch, and which rows those are."""
-        hinted = rng.rows(len(x_t)) < self.cfg.self_conditioning * len(x_t) * rng.parts
-        count = int(hinted.sum())
+        count = rng.leading(len(x_t), self.cfg.self_conditioning)
+        hinted = torch.arange(len(x_t), device=x_t.device) < count
         if not count:
             return {}
         some = {name: value if value is None else value[:count] for name, value in known.items()}

@@ -42,6 +42,12 @@ class Rng:
         """The global index of each of this part's rows.   [count] int64"""
         return torch.arange(self.part, count * self.parts, self.parts, device=self.generator.device)
 
+    def leading(self, rows: int, share: float) -> int:
+        """How many of this part's `rows` rows are among the first `share` of the global batch: its first ones.
+
+        Counted on the CPU, so that no GPU is asked and waited for."""
+        return int((torch.arange(self.part, rows * self.parts, self.parts) < share * rows * self.parts).sum())
+
     def _whole(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (shape[0] * self.parts, *shape[1:])
 

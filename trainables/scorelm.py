@@ -310,7 +310,7 @@ class ScoreLmSystem(nn.Module):
     def first_guess(self, x_t: Tensor, t: Tensor, segment: Tensor, vectors: Tensor, rng: Rng) -> Tensor:
         """x0_hat [B, C, d] for the first rows of the global batch, zeros for the others."""
         guess = torch.zeros_like(x_t)
-        hinted = int((rng.rows(len(x_t)) < self.cfg.self_conditioning * len(x_t) * rng.parts).sum())
+        hinted = rng.leading(len(x_t), self.cfg.self_conditioning)
         if hinted:
             x_t, t, segment = x_t[:hinted], t[:hinted], segment[:hinted]
             guess[:hinted] = self.guess(self.logits(x_t, t, segment, guess[:hinted], vectors), x_t, t, vectors)

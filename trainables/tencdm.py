@@ -150,7 +150,7 @@ class TEncDMSystem(nn.Module):
     def first_guess(self, x_t: Tensor, t: Tensor, source: tuple, rng: Rng) -> Tensor:
         """x0_hat [B, L, D] for the first rows of the global batch, zeros for the others."""
         guess = torch.zeros_like(x_t)
-        hinted = int((rng.rows(len(x_t)) < self.cfg.self_conditioning * len(x_t) * rng.parts).sum())
+        hinted = rng.leading(len(x_t), self.cfg.self_conditioning)
         if hinted:
             x_t, t, source = x_t[:hinted], t[:hinted], tuple(s if s is None else s[:hinted] for s in source)
             guess[:hinted] = self.cfg.process.to_x0(self.network(x_t, t, guess[:hinted], *source), x_t, t)

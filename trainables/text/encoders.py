@@ -144,6 +144,14 @@ class TokenRows:
     def take(self, indices: Tensor) -> Batch:
         return Batch(ids=self.ids[indices], mask=self.mask[indices])
 
+    def size(self) -> int:
+        """Bytes of all examples."""
+        return self.ids.nbytes + self.mask.nbytes
+
+    def on(self, device: torch.device) -> "TokenRows":
+        """The same examples, held by a device."""
+        return TokenRows(self.ids.to(device), self.mask.to(device))
+
 
 class FrozenEncoder:
     """An encoder that is only read: eval mode, no gradient.   V words, D features"""

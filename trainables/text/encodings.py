@@ -17,6 +17,7 @@ ones.  Not bfloat16, of the same size: dimensions may lie far from zero (in Mini
 rounding there is 2.4 % of the deviation, float16's .04 %.  Statistics are taken of what is stored.
 """
 
+import copy
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -174,9 +175,9 @@ class EncodedSplit:
     def __init__(self, folder: Path, split: str):
         if not (folder / f"{split}.ids.npy").exists():
             raise ValueError(f"no split {split!r} was encoded (there are: {', '.join(SPLITS)})")
-        self.ids, self.mask = (np.load(folder / f"{split}.{part}.npy", mmap_mode="r") for part in ("ids", "mask"))
+        self.ids, self.mask = (Column.read(folder / f"{split}.{part}.npy") for part in ("ids", "mask"))
         cached = (folder / f"{split}.encodings.npy").exists()
-        self.encodings = np.load(folder / f"{split}.encodings.npy", mmap_mode="r") if cached else None
+        self.encodings = Column.read(folder / f"{split}.encodings.npy") if cached else None
         self.table = None if cached else load_file(folder / "table.safetensors")["table"]
         source = f"{split}.source"
         self.source = EncodedSplit(folder, source) if (folder / f"{source}.ids.npy").exists() else None
@@ -186,15 +187,60 @@ class EncodedSplit:
 
     def take(self, indices: Tensor) -> Batch:
         """The examples `indices` [B]: ids, mask [B, L] and raw encodings [B, L, D] float32, and their sources."""
-        rows = indices.numpy()
-        ids = torch.from_numpy(self.ids[rows]).long()
+        ids = self.ids.take(indices).long()
         if self.encodings is not None:
-            h = torch.from_numpy(np.asarray(self.encodings[rows])).float()
+            h = self.encodings.take(indices).float()
         else:
             assert self.table is not None
             h = F.embedding(ids, self.table)
         source = self.source.take(indices) if self.source is not None else None
-        return Batch(ids=ids, mask=torch.from_numpy(np.asarray(self.mask[rows])), encodings=h, source=source)
+        return Batch(ids=ids, mask=self.mask.take(indices), encodings=h, source=source)
+
+    def size(self) -> int:
+        """Bytes of all examples."""
+        own = sum(column.size() for column in (self.ids, self.mask, self.encodings) if column is not None)
+        return own + (self.source.size() if self.source is not None else 0)
+
+    def on(self, device: torch.device) -> "EncodedSplit":
+        """The same examples, held by a device."""
+        there = copy.copy(self)
+        there.ids, there.mask = self.ids.on(device), self.mask.on(device)
+        there.encodings = None if self.encodings is None else self.encodings.on(device)
+        there.table = None if self.table is None else self.table.to(device)
+        there.source = None if self.source is None else self.source.on(device)
+        return there
+
+
+class Column:
+    """One number or vector for each example, [N, ...]: memory-mapped, or held by a device."""
+
+    def __init__(self, values: np.ndarray | Tensor):
+        self.values = values
+
+    @classmethod
+    def read(cls, path: Path) -> "Column":
+        return cls(np.load(path, mmap_mode="r"))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Those of the examples `indices` [B], on the indices' device."""
+        if isinstance(self.values, Tensor):
+            return self.values[indices]
+        return torch.from_numpy(np.asarray(self.values[indices.numpy()]))
+
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return self.values.nbytes
+
+    def on(self, device: torch.device) -> "Column":
+        """The same, held by a device; it goes there in parts, so that the host need not hold it whole."""
+        first = self.take(torch.arange(min(1, len(self))))
+        there = torch.empty((len(self), *first.shape[1:]), dtype=first.dtype, device=device)
+        for some in torch.arange(len(self)).split(EXAMPLES_AT_ONCE):
+            there[some[0]:some[-1] + 1] = self.take(some).to(device)
+        return Column(there)
 
 
 class Encodings(nn.Module):

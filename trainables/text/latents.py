@@ -16,6 +16,7 @@ Perceiver latents fill all their places, so nothing is padded.  Raw encodings ar
 the text's places only, and a sampler draws the length first.
 """
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,6 @@ from trainables.text.language_model import (
     write_ids,
     write_states,
 )
-from trainables.training.batches import Batches
 
 CPU = torch.device("cpu")
 TEXTS_AT_ONCE = {"cpu": 64, "cuda": 512}                    # of one pass through the encoder and the compressor
@@ -182,7 +182,7 @@ class EncodedSources:
         return FrozenEncoder.load(folder, context.device)
 
     @staticmethod
-    def split(folder: Path, split: str) -> Batches:
+    def split(folder: Path, split: str) -> EncodedSplit | TokenRows:
         """The sources of a split by number, with their states if those are cached."""
         if (folder / f"{split}.encodings.npy").exists():
             return EncodedSplit(folder, split)
@@ -280,6 +280,19 @@ class LatentSplit:
         """The examples `indices` [B]: ids, mask [B, L], latents [B, L', D]; source [B, S], label [B]."""
         return replace(self.texts.take(indices), source=None if self.sources is None else self.sources.take(indices),
                        label=None if self.labels is None else self.labels[indices])
+
+    def size(self) -> int:
+        """Bytes of all examples."""
+        return self.texts.size() + (0 if self.sources is None else self.sources.size()) \
+            + (0 if self.labels is None else self.labels.nbytes)
+
+    def on(self, device: torch.device) -> "LatentSplit":
+        """The same examples, held by a device."""
+        there = copy.copy(self)
+        there.texts = self.texts.on(device)
+        there.sources = None if self.sources is None else self.sources.on(device)
+        there.labels = None if self.labels is None else self.labels.to(device)
+        return there
 
 
 class LatentSpace(nn.Module):

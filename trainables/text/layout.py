@@ -48,18 +48,20 @@ class Layout(nn.Module):
     law: Tensor
     overall: Tensor
     empty: Tensor
+    start: Tensor
 
     def __init__(self, network: MaskedLmNetwork, length: int, source_length: int, lengths: Lengths, counts: Tensor):
         """counts [S + 1, L + 1]: how many training texts of how many tokens have a source of how many."""
         super().__init__()
         self.words, self.length, self.source_length, self.lengths = network.words, length, source_length, lengths
         frame = self.words.tokenizer.encode("").ids
-        self.start, self.end, self.pad = list(self.words.start), frame[len(self.words.start)], self.words.pad
+        self.end, self.pad = frame[len(self.words.start)], self.words.pad
         said = {network.unknown} | ({self.end, self.pad} if lengths == "written" else set())
         never = torch.ones(network.vocabulary, dtype=torch.bool)             # the model's table may be padded
         never[:self.words.vocabulary] = False
         never[[i for i in self.words.special if i not in said]] = True
         for name, value in {"never": never, "law": length_law(counts), "empty": torch.tensor(frame),
+                            "start": torch.tensor(self.words.start, dtype=torch.long),
                             "overall": length_law(counts.sum(0, keepdim=True))}.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -89,7 +91,7 @@ class Layout(nn.Module):
         """ids and mask [B, S] of the start token, or of the source in its frame: an empty one where there is none."""
         device, S = self.never.device, self.source_length
         if not S:
-            ids = torch.tensor(self.start, dtype=torch.long, device=device).expand(rows, -1)
+            ids = self.start.expand(rows, -1)
             return ids, torch.ones_like(ids, dtype=torch.bool)
         nothing = F.pad(self.empty, (0, S - len(self.empty)), value=self.pad).expand(rows, S)
         seen = (torch.arange(S, device=device) < len(self.empty)).expand(rows, S)

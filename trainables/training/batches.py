@@ -13,13 +13,15 @@ the same global batches.
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import Protocol
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from trainables.randomness import seed_of
 from trainables.system import Batch
+
+HELD_SHARE = 0.3          # of a GPU's free memory, for examples
 
 
 class Batches(Protocol):
@@ -31,6 +33,19 @@ class Batches(Protocol):
 
     def take(self, indices: Tensor) -> Batch:
         """The examples `indices` [B] int64, in this order, on the CPU."""
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Examples that a device can hold, every one of them."""
+
+    def size(self) -> int:
+        """Bytes of all examples."""
+        ...
+
+    def on(self, device: torch.device) -> Batches:
+        """The same examples there: `take` gets indices that are there, and what it gives is there."""
         ...
 
 
@@ -61,19 +76,25 @@ class Feed:
     """This worker's share of each global batch, on its device: rows part, part + parts, ... with
     part = micro * world + rank and parts = accumulate * world.
 
-    On a GPU the next share is gathered in a thread while this one is computed, and copied from pinned memory, so the
-    device need not wait for the host.
+    A GPU holds all examples where they fit into a share of its free memory, and gathers by itself.  Otherwise the next
+    share is gathered in a thread while this one is computed, and copied from pinned memory.  Either way the device need
+    not wait for the host.
     """
 
     def __init__(self, batches: Batches, *, seed: int, batch: int, accumulate: int, rank: int, world: int,
                  device: torch.device):
         self.batches, self.order = batches, Order(len(batches), seed)
         self.batch, self.accumulate, self.rank, self.world, self.device = batch, accumulate, rank, world, device
-        self._thread = ThreadPoolExecutor(1, "feed") if device.type == "cuda" else None
+        self.held = device.type == "cuda" and isinstance(batches, Movable) and fits(batches.size(), device)
+        if self.held:
+            self.batches = cast(Movable, batches).on(device)
+        self._thread = ThreadPoolExecutor(1, "feed") if device.type == "cuda" and not self.held else None
         self._next: tuple[tuple[int, int], Future[Batch]] | None = None
 
     def at(self, step: int, micro: int) -> Batch:
         """The share of micro-batch `micro` of step `step`.   batch / (accumulate * world) rows"""
+        if self.held:
+            return self.batches.take(self._rows(step, micro).pin_memory().to(self.device, non_blocking=True))
         if self._thread is None:
             return self._gather(step, micro).to(self.device)
         ready, self._next = self._next, None
@@ -83,8 +104,16 @@ class Feed:
         return sent(here, self.device)
 
     def _gather(self, step: int, micro: int) -> Batch:
+        return self.batches.take(self._rows(step, micro))
+
+    def _rows(self, step: int, micro: int) -> Tensor:
         rows = self.order.places(step * self.batch, (step + 1) * self.batch)
-        return self.batches.take(rows[micro * self.world + self.rank::self.accumulate * self.world])
+        return rows[micro * self.world + self.rank::self.accumulate * self.world]
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether a GPU can hold so many bytes of examples: other trials may share it, and most of it is for the model."""
+    return size <= HELD_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def pinned(batch: Batch) -> Batch:

@@ -42,11 +42,7 @@ class Parallel:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with worker 0's weights and buffers, and gradients that are means over the workers."""
-        if self.world == 1:
-            return module
-        # No device_ids: batches are placed by the loop, and DDP must not scatter them again.
-        return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True,
-                                       gradient_as_bucket_view=True)
+        return module if self.world == 1 else in_step(module)
 
     def holding(self, wrapped: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
         """While `more` micro-batches follow, gradients stay here instead of being exchanged each time."""
@@ -90,6 +86,13 @@ class Parallel:
         """Go on when all workers have come here."""
         if self.world > 1:
             dist.barrier(group=self.control)
+
+
+def in_step(module: nn.Module) -> DistributedDataParallel:
+    """The module as one of its group's replicas."""
+    # No device_ids: batches are placed by the loop, and DDP must not scatter them again.
+    return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True,
+                                   gradient_as_bucket_view=True)
 
 
 ALONE = Parallel()
