@@ -1,6 +1,7 @@
 """A small study in a process group of its own, that can be killed at any time, and what must be true at the end.
 
     start(out) -> driver          kill(driver): the whole group, as kill -9 does
+    settled(out)                  nothing is RUNNING, before any next command
     verify(out)                   one record and one run per cell and stage, whole curves, nothing RUNNING, and the
                                   table of an undisturbed run, to the last digit
 
@@ -98,6 +99,16 @@ def disturb(out: Path, chance: random.Random) -> str:
         time.sleep(chance.uniform(0.0, 2 * PAUSE))
     kill(driver)
     return f"killed {wanted} events after its start" if alive else "came to its end"
+
+
+def settled(out: Path) -> None:
+    """Wait until no run is RUNNING: nobody types a command, the dead driver's guardian sees to it."""
+    from mlflow import MlflowClient
+
+    if (out / "mlflow.db").exists():
+        client = MlflowClient(tracking_uri=f"sqlite:///{out}/mlflow.db")
+        experiment = client.get_experiment_by_name("toy")
+        wait(lambda: experiment is None or not client.search_runs([experiment.experiment_id], "status = 'RUNNING'"))
 
 
 def finish(out: Path) -> None:

@@ -158,9 +158,7 @@ def test_a_journal_line_torn_by_a_kill_costs_a_replay_and_no_more(out):
 
 def test_a_server_that_is_killed_and_comes_back_minutes_later(out, monkeypatch):
     """A real server over HTTP: while it is dead, recording goes on; when it is back, not a point is missing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -186,6 +184,12 @@ def test_a_server_that_is_killed_and_comes_back_minutes_later(out, monkeypatch):
         assert len(found) == 3
     finally:
         kill(server)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def kill(server: subprocess.Popen) -> None:
