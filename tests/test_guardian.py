@@ -9,7 +9,8 @@ from pathlib import Path
 
 import disturbed
 import pytest
-from test_engine_tracking import free_port, kill, serve, state, wait
+from served import Server, wait
+from test_engine_tracking import state
 
 from studies.engine.guardian import MARK, Guardian, leading
 from studies.engine.ledger import curves
@@ -105,18 +106,17 @@ def test_a_guardian_leaves_when_the_next_driver_is_there(out):
 
 @pytest.mark.skipif(not os.environ.get("PALIMPSEST_LABS"), reason="starts a server twice: PALIMPSEST_LABS=1 runs it")
 def test_a_guardian_waits_for_a_server_that_is_away_and_a_driver_waits_for_the_guardian(out, monkeypatch):
-    port = free_port()
-    for name, value in (("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}"), ("MLFLOW_DISABLE_TELEMETRY", "true"),
-                        ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")):
+    server = Server(out)
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    server = serve(out, port)
+    server.start()
     try:
         driver, guardian = start(out)
-        kill(server)
+        server.kill()
         driver.kill()
         driver.communicate()
         wait(lambda: "no tracking server answers" in (out / "toy" / "guardian.log").read_text())
-        server = serve(out, port)
+        server.start()
         wait((out / "toy" / MARK).exists)
         said: list[str] = []
         with leading(out / "toy", said.append) as ours:
@@ -125,4 +125,4 @@ def test_a_guardian_waits_for_a_server_that_is_away_and_a_driver_waits_for_the_g
         wait(lambda: not lives(guardian))
         whole(out)
     finally:
-        kill(server)
+        server.kill()
