@@ -73,6 +73,7 @@ def ours(folder: Path) -> None:
     settle_environment()
     from functools import partial
 
+    import ray
     from fake_trial import Training, recipe
     from ray.cluster_utils import Cluster
 
@@ -87,6 +88,7 @@ def ours(folder: Path) -> None:
                    arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})}, scales={"laptop": scale}),
              ["--out", str(folder)])
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from studies.engine.halt import Halt
 from studies.engine.provenance import ROOT
 from studies.engine.study import BadInput, Resources, Study
 from trainables.config import near
@@ -37,6 +38,7 @@ SETTINGS = {
 }
 
 
+STARTS = 3                              # of a local Ray, before it is given up
 NOBODY = "http://127.0.0.1:9"            # the discard port: better no State API than another cluster's
 
 
@@ -173,7 +175,7 @@ def _has_state_api(context: Any) -> bool:
 
 
 def start_local(resources: Resources) -> None:
-    """Start a cluster on this machine; it ends with this process.  A no-op where one is joined."""
+    """Start a cluster on this machine; it ends with this process.  A no-op where one is joined.   Halt"""
     import ray
 
     if ray.is_initialized():
@@ -181,9 +183,17 @@ def start_local(resources: Resources) -> None:
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     os.environ.setdefault("OMP_NUM_THREADS", str(resources.cpus))
-    # Ray Train frees the resources of a killed group through the dashboard's State API; nothing else needs it.
-    ray.init(address="local", include_dashboard=resources.workers > 1, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=128 * 2**20)
+    for left in reversed(range(STARTS)):
+        try:
+            # Ray Train frees the resources of a killed group through the dashboard's State API; nothing else needs it.
+            ray.init(address="local", include_dashboard=resources.workers > 1, log_to_driver=False,
+                     logging_level=logging.ERROR, object_store_memory=128 * 2**20)
+            return
+        except Exception as error:      # Ray gives its own processes 30 s, which a busy machine may not
+            ray.shutdown()
+            if "timed out" not in str(error) or not left:
+                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise Halt(f"Ray does not start on this machine: {reason[:300]}") from None
 
 
 def choose_scale(study: Study, asked: str | None, cluster: Cluster) -> tuple[str, str]:

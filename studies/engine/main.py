@@ -64,13 +64,15 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         hours: Annotated[float | None, typer.Option(
             help="GPU hours (CPU hours without GPUs) that all cells together may cost.")] = None,
         price: Annotated[float | None, typer.Option(help="Money an hour costs; expected costs are said in it.")] = None,
+        tune: Annotated[int | None, typer.Option(
+            help="Search the optimizer's settings inside each arm first, with so many points an arm.")] = None,
         report: Annotated[bool, typer.Option(
             "--report", help="Print the table from what is recorded; run nothing.")] = False,
     ) -> None:
         raise typer.Exit(conduct(study, Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
             workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
-            decide=decide, hours=hours, price=price)))
+            decide=decide, hours=hours, price=price, tune=tune)))
 
     app(args=arguments, prog_name=f"{study.name}.py")
 
@@ -85,6 +87,10 @@ def conduct(study: Study, options: Options) -> int:
         console.width = 160             # a log has no edge that a table could respect
     try:
         check(study, options)
+        if options.tune is not None:
+            from studies.engine.tuning import nuisance
+
+            study = study.searching(nuisance(study.report, options.tune))
         ledger = Ledger(options.out / study.name)
         cluster = None if options.report else find_cluster()
         if study.tune is not None:
