@@ -53,6 +53,10 @@ class Uniform:
     def share(self, value: float) -> float:
         return (value - self.low) / (self.high - self.low)
 
+    def beyond(self, end: str) -> float:
+        """A value a little way past the "lower" or the "upper" end."""
+        return self.at(-EDGE if end == "lower" else 1 + EDGE)
+
 
 @dataclass(frozen=True)
 class LogUniform:
@@ -76,6 +80,10 @@ class LogUniform:
 
     def share(self, value: float) -> float:
         return math.log(value / self.low) / math.log(self.high / self.low)
+
+    def beyond(self, end: str) -> float:
+        past = (self.high / self.low) ** EDGE
+        return self.low / past if end == "lower" else self.high * past
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,9 @@ class Integers:
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
+
+    def beyond(self, end: str) -> int:
+        return self.low - 1 if end == "lower" else self.high + 1
 
 
 Number = Uniform | LogUniform | Integers

@@ -93,26 +93,26 @@ class Stopping:
     """When to stop a trial, as a function of it: the first look is its first validation."""
 
     how: Stop
-    metric: Minimise | Maximise | None
+    metrics: Sought
     depends_on: tuple[str, ...]
     space: Callable[[Trial], Space]
 
     def __call__(self, trial: Trial) -> Pruner | None:
         if self.how == Stop.none:
             return None
-        metric = self.metric or self.usual(trial)
-        if metric is None:
+        metrics = self.metrics or self.usual(trial)
+        if not metrics:
             return None
         first = trial.training.validate_every
-        return Median(metric, after=first) if self.how == Stop.median else Halving(metric, first=first)
+        return Median(*metrics, after=first) if self.how == Stop.median else Halving(*metrics, first=first)
 
-    def usual(self, trial: Trial) -> Minimise | Maximise | None:
+    def usual(self, trial: Trial) -> Sought:
         """Raw losses tell little of what hangs on context, and are not comparable where the task moves; the share of
         what context tells is both, where it is known (TEncDM on the built-in corpus)."""
         if isinstance(trial.system, TEncDM) and trial.system.context_bounds(trial.data):
-            return Maximise("valid/context_gain")
+            return (Maximise("valid/context_gain"),)
         moves = any(f"{path}.".startswith(f"{root}.") for path in self.space(trial) for root in self.depends_on)
-        return None if moves else Minimise("valid/loss")
+        return () if moves else (Minimise("valid/loss"),)
 
 
 def parse_goals(text: str) -> tuple[str, ...]:
@@ -125,17 +125,27 @@ def parse_goals(text: str) -> tuple[str, ...]:
     return words
 
 
+def parse_curves(text: str, stop: Stop) -> Sought:
+    """Metrics that training records by step."""
+    words = parse_goals(text)
+    for word in words:
+        if ":" not in word:
+            raise typer.BadParameter(f"{word!r} is neither min:METRIC nor max:METRIC", param_hint="--prune-on")
+    if stop == Stop.median and len(words) > 1:
+        raise typer.BadParameter("the median is of one metric; halving takes several", param_hint="--prune-on")
+    return tuple((Minimise if word.startswith("min:") else Maximise)(word.partition(":")[2]) for word in words)
+
+
 def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, trials: int, stop: Stop,
-             stop_on: str | None, seed: int) -> Study:
+             stop_on: Sought, seed: int) -> Study:
     """The search as a study: the recipe, and the points that were found."""
     recipes: Any = importlib.import_module(f"trainables.{system}")
     if which == Which.joint and system != System.tencdm:
         raise typer.BadParameter("the joint space is over tencdm", param_hint="--space")
     spaces: Any = importlib.import_module(f"search_spaces.{'joint' if which == Which.joint else system}")
     space = spaces.nuisance if which == Which.nuisance else spaces.space
-    metric = None if stop_on is None else Goals((stop_on,)).goal(stop_on, recipes.__dict__[f"{system}_laptop"]())
     tune = Tune(space=space, select=Goals(goals), trials=trials, sampler=SAMPLERS[how], seed=seed, keep_untuned=True,
-                prune=Stopping(stop, metric, spaces.LOSS_DEPENDS_ON, space), loss_depends_on=spaces.LOSS_DEPENDS_ON)
+                prune=Stopping(stop, stop_on, spaces.LOSS_DEPENDS_ON, space), loss_depends_on=spaces.LOSS_DEPENDS_ON)
     return Study(
         name=f"tune_{system}" + ("" if which == Which.space else f"_{which}"),
         question=f"Which settings suit {system}?",
@@ -155,7 +165,7 @@ def run(
         help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = "quality",
     prune: Annotated[Stop, typer.Option(help="Who is stopped early.")] = Stop.halving,
     prune_on: Annotated[str | None, typer.Option(
-        help="By what: min:valid/METRIC or max:valid/METRIC, as training records it.")] = None,
+        help="By what: min:valid/METRIC or max:valid/METRIC, as training records it; several with commas.")] = None,
     search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = 1_000,
     storage: Annotated[str | None, typer.Option(
         help="Where it is remembered: a .db or .journal file, postgresql://...; without it, in OUT.")] = None,
@@ -164,7 +174,8 @@ def run(
     if storage is not None:
         os.environ["OPTUNA_STORAGE"] = storage
     try:
-        study = study_of(system, space, parse_goals(goals), sampler, trials, prune, prune_on, search_seed)
+        curves = () if prune_on is None else parse_curves(prune_on, prune)
+        study = study_of(system, space, parse_goals(goals), sampler, trials, prune, curves, search_seed)
     except ValueError as error:         # a space that does not fit the recipe, a goal that is none
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

@@ -7,7 +7,6 @@ own, because Ray keeps what it read of its environment for as long as a process 
 """
 
 import json
-import logging
 import os
 import shutil
 import sys
@@ -73,7 +72,6 @@ def scenarios(out: Path, wanted: list[str]) -> dict[str, Any]:
     cluster = Cluster(initialize_head=True, shutdown_at_exit=False,      # whose hooks keep threads from adding nodes
                       head_node_args={"num_cpus": 1, "include_dashboard": False})
     os.environ["RAY_ADDRESS"] = str(cluster.address)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     found: dict[str, Any] = {}
     try:
         for name in wanted:

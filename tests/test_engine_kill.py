@@ -22,28 +22,6 @@ def steps(out: Path) -> dict[str, list[int]]:
                         and "train/loss" in line["metrics"]] for path in disturbed.cells(out)}
 
 
-def at_work(driver: subprocess.Popen) -> list[int]:
-    """The driver's Ray workers that are inside a trial."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            words = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if "ray::" in words and "train" in words and ancestor(int(status.parent.name), driver.pid):
-                found.append(int(status.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def ancestor(pid: int, wanted: int) -> bool:
-    while pid > 1:
-        if pid == wanted:
-            return True
-        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(") ")[2].split()
-        pid = int(fields[1])
-    return False
-
-
 def test_notice_is_a_checkpoint_and_a_killed_worker_costs_steps(tmp_path):
     driver = disturbed.start(tmp_path)
     assert disturbed.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 8, driver), disturbed.printed(tmp_path)
@@ -61,8 +39,9 @@ def test_notice_is_a_checkpoint_and_a_killed_worker_costs_steps(tmp_path):
         assert lines[-1]["kind"] == "end" and lines[-1]["status"] == "stopped"
 
     driver = disturbed.start(tmp_path)
-    assert disturbed.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 15 and bool(at_work(driver)), driver)
-    for pid in at_work(driver)[:1]:
+    assert disturbed.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 15
+                          and bool(disturbed.at_work(driver)), driver)
+    for pid in disturbed.at_work(driver)[:1]:
         os.kill(pid, signal.SIGKILL)
     assert driver.wait(180) == 0, disturbed.printed(tmp_path)
     disturbed.verify(tmp_path)

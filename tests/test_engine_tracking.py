@@ -1,15 +1,10 @@
 """The shipper: exactly once, whatever the server does in between."""
 
-import os
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pytest
+from served import Server, wait
 
 from studies.engine.ledger import Outbox, curves
 from studies.engine.tracking import Shipper, Tracking, run_ids
@@ -158,62 +153,28 @@ def test_a_journal_line_torn_by_a_kill_costs_a_replay_and_no_more(out):
 
 def test_a_server_that_is_killed_and_comes_back_minutes_later(out, monkeypatch):
     """A real server over HTTP: while it is dead, recording goes on; when it is back, not a point is missing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    server = serve(out, port)
+    server = Server(out)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.start()
     try:
         tracking = Tracking("toy", out)
         shipper = Shipper(tracking, out / "toy" / "outbox", every=0.2)
         shipper.start()
         tell(out, "k1", range(1, 40), None)
         wait(lambda: "k1" in shipper.journal.runs)
-        kill(server)
+        server.kill()
         began = time.perf_counter()
         tell(out, "k1", range(40, 80), "done")
         tell(out, "k2", range(1, 20), "failed")
         assert time.perf_counter() - began < 5            # nobody waited for it
         wait(lambda: shipper.failures > 0)
         assert not shipper.drain() and shipper.problem
-        server = serve(out, port)
+        server.start()
         assert shipper.close()
         found = state(tracking)
         assert found["k1"][1:3] == ("FINISHED", list(range(1, 80)))
         assert found["k2"][1:3] == ("FAILED", list(range(1, 20)))
         assert len(found) == 3
     finally:
-        kill(server)
-
-
-def kill(server: subprocess.Popen) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
-
-
-def serve(out, port: int) -> subprocess.Popen:
-    """A tracking server in a process group of its own, when it answers."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{out}/server.db", "--artifacts-destination", str(out / "artifacts")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-    def answers() -> bool:
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
-                return reply.status == 200
-        except OSError:
-            return False
-
-    wait(answers)
-    return server
-
-
-def wait(happens, most: float = 120.0) -> None:
-    until = time.monotonic() + most
-    while not happens():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.1)
+        server.kill()

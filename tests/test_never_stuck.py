@@ -262,8 +262,9 @@ def happened(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("cluster")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     with open(out / "errors.txt", "w") as errors:
-        done = subprocess.run([sys.executable, str(HERE / "on_cluster.py"), str(out), "gpus", "neighbours", "node"],
-                              stdout=subprocess.PIPE, stderr=errors, text=True, timeout=600, env=environment)
+        done = subprocess.run([sys.executable, str(HERE / "on_cluster.py"), str(out), "gpus", "neighbours", "node",
+                               "spare", "grow"],
+                              stdout=subprocess.PIPE, stderr=errors, text=True, timeout=900, env=environment)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and results, done.stdout[-3000:] + (out / "errors.txt").read_text()[-3000:]
     return json.loads(results[0].removeprefix("RESULT "))
@@ -302,3 +303,14 @@ def test_a_group_that_loses_a_node_goes_on_smaller(happened):
     found = happened["node"]
     assert found["code"] == 0 and found["status"] == ["done"] * 2 and found["workers"][0] == 1
     assert found["attempts"][-1] >= 2                    # from its checkpoint, in the same record
+
+
+def test_groups_grow_when_nodes_come(happened):
+    found = happened["grow"]
+    assert found["code"] == 0 and found["status"] == ["done"] * 4
+    assert found["workers"][0] >= 1 and found["workers"][-2:] == [2, 2]
+
+
+def test_a_node_that_is_lost_is_nobodys_failure(happened):
+    found = happened["spare"]
+    assert found["code"] == 0 and found["status"] == ["done"] * 4 and found["attempts"][-1] >= 2

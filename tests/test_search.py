@@ -1,5 +1,6 @@
 """Searches: what is asked of Optuna and told to it, by whom, who is stopped early; on every storage, and on Ray."""
 
+import importlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from studies.engine.samplers import Sobol
 from studies.engine.search import DONE, WAIT, Search, spread
 from studies.engine.storage import Memory, storage_url
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study
-from studies.engine.tuning import GaussianProcess, Nsga2, QuasiRandom, Tpe, Tune
+from studies.engine.tuning import GaussianProcess, Nsga2, QuasiRandom, Tpe, Tune, nuisance
 from trainables.config import ConfigError, override
 from trainables.stages import Store
 
@@ -493,6 +495,10 @@ def test_boundaries_are_warned_of(file):
     one = file.search(trials=20, select=(Minimise("valid/error"),))
     go(one, lambda cell: record(cell, metrics={"valid/error": cell.trial.system.shape.gain}))
     assert "lies at the lower end of its range 0.1 .. 10" in one.warnings(one.chosen()[0])[0]
+    space = Space({"system.shape.gain": Uniform(1e-4, 1.0), "samples_drawn": Integers(0, 99)})
+    ended = file.search(space=space, trials=1)
+    params = {"system.shape.gain": 0.01, "samples_drawn": 0}            # a gain of -.05 is refused, -1 samples are not
+    assert [words.partition(" =")[0] for words in ended.warnings(SimpleNamespace(params=params))] == ["samples_drawn"]
     inner = file.search(override(Trial(), {"samples_drawn": 9}), trials=12)
     go(inner)
     best = inner.chosen()[0]
@@ -571,14 +577,32 @@ def test_comparisons_stand_in_the_storage_too(desk):
     assert mirror(compared(("plain", "odd"), 1, {}), Memory(f"sqlite:///{desk.folder}/other.db")) is not None
 
 
-# ---------------------------------------------------------------- studies/tune.py
+# ---------------------------------------------------------------- studies/tune.py, and --tune of any study
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("[ac]*_*.py")), ids=lambda path: path.stem)
+def test_every_study_can_search_its_nuisances(path):
+    """Each arm around its own optimizer, on the validation counterpart of what the study decides by."""
+    study = importlib.import_module(f"studies.{path.stem}").study
+    if path.stem == "ablation_optimizer":                 # it compares what would be searched
+        with pytest.raises(ConfigError, match="lr: is searched, and training.optimizer.lr is set"):
+            study.searching(nuisance(study.report, 7))
+        return
+    found = study.searching(nuisance(study.report, 7))
+    for arm in found.arms:
+        trial = found.trial("laptop", arm)
+        task = found.searched("laptop", arm, trial)
+        assert task.select == (Minimise("valid/illegal"),)         # all of them name it first of what evaluation gives
+        assert task.prune is None or task.prune.metrics == (Minimise("valid/loss"),)
+        assert task.tune.trials == 7 and task.space.point(trial)["training.optimizer.lr"] == trial.training.optimizer.lr
+        assert found.found({}).arms.keys() == study.arms.keys()
 
 
 @pytest.mark.parametrize("system", list(tune.System))
 def test_every_system_can_be_tuned(system):
     """Goals and pruners follow from the recipe: what its data can be judged by, what its space leaves comparable."""
     found = tune.study_of(system, tune.Which.nuisance, ("quality", "diversity", "cost"), tune.How.nsga2, 5,
-                          tune.Stop.halving, None, 3)
+                          tune.Stop.halving, (), 3)
     tasks = {scale: found.searched(scale, system, found.trial(scale, system)) for scale in found.scales}
     assert tasks["laptop"].select == (Minimise("valid/illegal"), Maximise("valid/diversity"), Minimise("cost/seconds"))
     assert tasks["paper"].select[0] in (Maximise("valid/mauve"), Minimise("valid/judge_nll"))
@@ -590,10 +614,14 @@ def test_every_system_can_be_tuned(system):
 
 def test_losses_stop_nobody_where_the_space_moves_the_task():
     found = tune.study_of(tune.System.scorelm, tune.Which.space, ("quality",), tune.How.tpe, 5, tune.Stop.median,
-                          None, 3)
+                          (), 3)
     assert found.searched("laptop", "scorelm", found.trial("laptop", "scorelm")).prune is None
-    asked = tune.Stopping(tune.Stop.median, Minimise("valid/loss"), (), lambda trial: SPACE)
-    assert asked(found.trial("laptop", "scorelm")) == Median(Minimise("valid/loss"), after=500)
+    trial = found.trial("laptop", "scorelm")
+    asked = tune.Stopping(tune.Stop.median, (Minimise("valid/loss"),), (), lambda trial: SPACE)
+    assert asked(trial) == Median(Minimise("valid/loss"), after=500)
+    several = tune.parse_curves("min:valid/loss,max:valid/context_gain", tune.Stop.halving)
+    rule = tune.Stopping(tune.Stop.halving, several, (), lambda trial: SPACE)(trial)
+    assert rule is not None and rule.metrics == (Minimise("valid/loss"), Maximise("valid/context_gain"))
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -601,6 +629,9 @@ def test_losses_stop_nobody_where_the_space_moves_the_task():
     (["ld4lg", "--space", "joint"], "the joint space is over tencdm"),
     (["tencdm", "--space", "joint", "--prune-on", "min:valid/loss"], "system.encoder: varies, and valid/loss is"),
     (["tencdm", "--goals", "min:test/illegal"], "what is reported may not choose"),
+    (["tencdm", "--prune-on", "quality"], "neither min:METRIC nor max:METRIC"),
+    (["tencdm", "--prune", "median", "--prune-on", "min:valid/loss,min:train/loss"], "the median is of one metric"),
+    (["tencdm", "--tune", "5"], "is a search already; --trials sets its points"),
     (["gpt"], "'gpt' is not one of"),
 ])
 def test_what_cannot_be_searched_is_said_in_a_line(arguments, words, capsys):

@@ -13,11 +13,12 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from studies.engine.halt import Halt
 from studies.engine.provenance import ROOT
 from studies.engine.study import BadInput, Resources, Study
 from trainables.config import near
@@ -35,6 +36,10 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",           # leave CUDA_VISIBLE_DEVICES alone in tasks without a GPU
     "TOKENIZERS_PARALLELISM": "false",                   # one thread a worker means one
 }
+
+
+STARTS = 3                              # of a local Ray, before it is given up
+NOBODY = "http://127.0.0.1:9"            # the discard port: better no State API than another cluster's
 
 
 def settle_environment() -> None:
@@ -136,16 +141,41 @@ def join(address: str) -> None:
         return
     try:
         with quiet(None):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
-                     runtime_env={"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"],
-                                  "env_vars": {name: os.environ[name] for name in SETTINGS}})
+            context = _connect(address, {"RAY_ADDRESS": address} if address != "auto" else {})
+            if not _has_state_api(context):
+                ray.shutdown()
+                _connect(address, {"RAY_API_SERVER_ADDRESS": NOBODY})
     except Exception as error:          # Ray raises ConnectionError, RuntimeError, AuthenticationError, ...
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise BadInput(f"the Ray cluster at {address} cannot be joined: {reason[:300]}") from None
 
 
+def _connect(address: str, extra: Mapping[str, str]) -> Any:
+    import ray
+
+    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
+                    runtime_env={"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"],
+                                 "env_vars": {name: os.environ[name] for name in SETTINGS} | extra})
+
+
+def _has_state_api(context: Any) -> bool:
+    """Whether the State API that a cluster names is its own.
+
+    Ray Train asks it whether a group's controller lives, and takes the group's places away where it does not.  A
+    cluster that was started without a dashboard names port 8265 all the same, where another Ray's may answer: that one
+    has never heard of the controller, and groups would lose their places in the middle of their work.
+    """
+    from ray.util.state import list_nodes
+
+    try:
+        there = list_nodes(address=f"http://{context.dashboard_url}", timeout=10, limit=10_000)
+        return context.address_info["node_id"] in {node.node_id for node in there}
+    except Exception:                    # nobody answers, or not to us
+        return False
+
+
 def start_local(resources: Resources) -> None:
-    """Start a cluster on this machine; it ends with this process.  A no-op where one is joined."""
+    """Start a cluster on this machine; it ends with this process.  A no-op where one is joined.   Halt"""
     import ray
 
     if ray.is_initialized():
@@ -153,9 +183,17 @@ def start_local(resources: Resources) -> None:
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     os.environ.setdefault("OMP_NUM_THREADS", str(resources.cpus))
-    # Ray Train frees the resources of a killed group through the dashboard's State API; nothing else needs it.
-    ray.init(address="local", include_dashboard=resources.workers > 1, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=128 * 2**20)
+    for left in reversed(range(STARTS)):
+        try:
+            # Ray Train frees the resources of a killed group through the dashboard's State API; nothing else needs it.
+            ray.init(address="local", include_dashboard=resources.workers > 1, log_to_driver=False,
+                     logging_level=logging.ERROR, object_store_memory=128 * 2**20)
+            return
+        except Exception as error:      # Ray gives its own processes 30 s, which a busy machine may not
+            ray.shutdown()
+            if "timed out" not in str(error) or not left:
+                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise Halt(f"Ray does not start on this machine: {reason[:300]}") from None
 
 
 def choose_scale(study: Study, asked: str | None, cluster: Cluster) -> tuple[str, str]:

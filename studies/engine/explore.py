@@ -19,12 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
 from search_spaces.domains import Choice, LogUniform, spell
 from studies.engine.cluster import Cluster, quiet, shape, start_local
+from studies.engine.guardian import Guardian, leading
 from studies.engine.ledger import Ledger
 from studies.engine.live import View
 from studies.engine.options import Options, open_store, prepare
@@ -70,20 +70,12 @@ def _tuned(study: Study, plan: Plan, memory: Memory, options: Options, ledger: L
         console.print(Text("\n".join(describe(tune, plan, options, searches, url))), soft_wrap=True)
     else:
         assert cluster is not None
-        ledger.folder.mkdir(parents=True, exist_ok=True)
-        lead = FileLock(ledger.folder / ".driver.lock")
-        try:
-            lead.acquire(timeout=0)
-        except Timeout:
-            pass
-        try:
+        with leading(ledger.folder, lambda text: console.print(Text(text), soft_wrap=True)) as leads:
             console.print(Text("\n".join(describe(tune, plan, options, searches, url))), soft_wrap=True)
-            search(plan, searches, options, ledger, cluster, console, lead.is_locked)
-            if not lead.is_locked:
+            search(plan, searches, options, ledger, cluster, console, leads)
+            if not leads:
                 console.print(Text(f"the search is over; the driver at work in {ledger.folder} reports it"))
                 return None
-        finally:
-            lead.release()
         console.print(Text("\n" + "\n".join(outcome(searches))), soft_wrap=True)
     return derived(study, searches)
 
@@ -176,12 +168,13 @@ def search(plan: Plan, searches: Mapping[str, Search], options: Options, ledger:
     """Search until every budget is spent; the leader also ships what cells tell to MLflow, and writes it down."""
     for one in searches.values():
         one.open()
-    shipping = None
+    shipping = guardian = None
     if leads:
         from studies.engine.tracking import Shipper, Tracking, parent_story
 
         with quiet(ledger.folder / "ray.log"):
             tracking = Tracking(plan.study.name, options.out)
+        guardian = Guardian(plan.study.name, ledger.folder, options.out)
         story = parent_story(ledger, plan, code())
         shipping = Shipper(tracking, ledger.folder / "outbox")
         shipping.drain()
@@ -193,13 +186,14 @@ def search(plan: Plan, searches: Mapping[str, Search], options: Options, ledger:
             run(plan, searches, options, ledger, cluster)
         status = "done"
     finally:
-        if shipping is not None:
+        if shipping is not None and guardian is not None:
             write(searches, ledger.folder)
             story.end(status, 0.0, texts={"search.md": (ledger.folder / "search.md").read_text(encoding="utf-8")})
             story.close()
             if not shipping.close():
                 console.print(Text(f"MLflow did not take everything ({shipping.problem}); nothing is lost, "
                                    "and the same command ships the rest"), soft_wrap=True)
+            guardian.farewell()
 
 
 def run(plan: Plan, searches: Mapping[str, Search], options: Options, ledger: Ledger, cluster: Cluster) -> None:

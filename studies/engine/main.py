@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
 from studies.engine import formats, page, report, rounds, search_page
 from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
+from studies.engine.guardian import Guardian, leading
 from studies.engine.halt import Halt, disk_full
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
@@ -64,13 +64,15 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         hours: Annotated[float | None, typer.Option(
             help="GPU hours (CPU hours without GPUs) that all cells together may cost.")] = None,
         price: Annotated[float | None, typer.Option(help="Money an hour costs; expected costs are said in it.")] = None,
+        tune: Annotated[int | None, typer.Option(
+            help="Search the optimizer's settings inside each arm first, with so many points an arm.")] = None,
         report: Annotated[bool, typer.Option(
             "--report", help="Print the table from what is recorded; run nothing.")] = False,
     ) -> None:
         raise typer.Exit(conduct(study, Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
             workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
-            decide=decide, hours=hours, price=price)))
+            decide=decide, hours=hours, price=price, tune=tune)))
 
     app(args=arguments, prog_name=f"{study.name}.py")
 
@@ -85,6 +87,10 @@ def conduct(study: Study, options: Options) -> int:
         console.width = 160             # a log has no edge that a table could respect
     try:
         check(study, options)
+        if options.tune is not None:
+            from studies.engine.tuning import nuisance
+
+            study = study.searching(nuisance(study.report, options.tune))
         ledger = Ledger(options.out / study.name)
         cluster = None if options.report else find_cluster()
         if study.tune is not None:
@@ -101,7 +107,7 @@ def conduct(study: Study, options: Options) -> int:
             return 0
         if not options.report:
             assert cluster is not None
-            with alone(ledger.folder):
+            with alone(ledger.folder, console):
                 if options.decide or options.hours is not None:
                     plan = in_rounds(study, plan, options, ledger, cluster, console)
                 else:
@@ -140,19 +146,12 @@ def warn(plan: Plan, options: Options, cluster: Cluster | None, console: Console
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One driver per study and folder; the lock goes with its process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".driver.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BadInput(f"another run of this study is at work in {folder}: wait for it, "
-                       "or name another --out") from None
-    try:
+def alone(folder: Path, console: Console) -> Iterator[None]:
+    """One driver per study and folder.   BadInput"""
+    with leading(folder, lambda text: console.print(Text(text), soft_wrap=True)) as ours:
+        if not ours:
+            raise BadInput(f"another run of this study is at work in {folder}: wait for it, or name another --out")
         yield
-    finally:
-        lock.release()
 
 
 def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console,
@@ -165,6 +164,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
     log = ledger.folder / "ray.log"
     with quiet(log):
         tracking = Tracking(plan.study.name, options.out)
+    guardian = Guardian(plan.study.name, ledger.folder, options.out)
     source = code()
     story = parent_story(ledger, plan, source)
     shipper = Shipper(tracking, ledger.folder / "outbox")
@@ -193,6 +193,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         else:
             console.print(Text(f"MLflow did not take everything ({shipper.problem}); nothing is lost, "
                                "and the same command ships the rest"), soft_wrap=True)
+        guardian.farewell()
 
 
 def in_rounds(study: Study, plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console) -> Plan:

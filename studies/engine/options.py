@@ -37,6 +37,7 @@ class Options:
     decide: bool = False
     hours: float | None = None
     price: float | None = None
+    tune: int | None = None
 
 
 def check(study: Study, options: Options) -> None:
@@ -45,6 +46,9 @@ def check(study: Study, options: Options) -> None:
         raise BadInput(f"--seeds: at least 1, not {options.seeds}")
     if options.workers is not None and options.workers < 1:
         raise BadInput(f"--workers: at least 1, not {options.workers}")
+    if options.tune is not None and (options.tune < 1 or study.tune is not None):
+        raise BadInput(f"--tune: at least 1 point, not {options.tune}" if study.tune is None else
+                       f"--tune: {study.name} is a search already; --trials sets its points")
     for flag, value in (("--hours", options.hours), ("--price", options.price)):
         if value is not None and not 0 < value < math.inf:
             raise BadInput(f"{flag}: a positive number, not {value:g}")

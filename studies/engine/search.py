@@ -332,11 +332,18 @@ class Search:
                      for value, direction in zip(trial.values, self.study.directions, strict=True))
 
     def warnings(self, trial: FrozenTrial) -> list[str]:
-        """What to know before trusting a chosen point."""
-        domains = {p.name: p.domain for p in self.space.parameters()}
-        return [f"{name} = {trial.params[name]:.4g} lies at the {end} end of its range "
-                f"{domains[name].low:.4g} .. {domains[name].high:.4g}: the best may lie beyond"  # type: ignore[union-attr]
-                for name, end in self.space.edges(trial.params).items()]
+        """What to know before trusting a chosen point: that it lies at an end of a range that could go on."""
+        parameters = {p.name: p for p in self.space.parameters()}
+        changes, found = self.space.changes(trial.params), []
+        for name, end in self.space.edges(trial.params).items():
+            path, domain = parameters[name].path, parameters[name].domain
+            try:
+                override(self.base, changes | {path: domain.beyond(end)})       # type: ignore[union-attr]
+            except ConfigError:          # a share ends at 1
+                continue
+            found.append(f"{name} = {trial.params[name]:.4g} lies at the {end} end of its range {domain.low:.4g} .. "
+                         f"{domain.high:.4g}: the best may lie beyond")         # type: ignore[union-attr]
+        return found
 
     def states(self) -> dict[str, int]:
         """How many trials ended how: done, pruned, diverged, failed, unscored; running; to come."""

@@ -252,6 +252,10 @@ class Study:
         except ConfigError as error:
             raise ConfigError(f"arm {arm!r}: {error.path}", error.problem) from None
 
+    def searching(self, tune: "Tune") -> "Study":
+        """The same study with a search inside each arm.   ConfigError, with the arm and the path"""
+        return replace(self, tune=tune, arms={} if self.factors else self.arms)
+
     def found(self, points: Mapping[str, Mapping[str, Any]], arms: "Mapping[str, Arm] | None" = None) -> "Study":
         """The same study with what its searches have found, and nothing left to search.  `arms`: in place of its own"""
         kept = {} if self.factors else self.arms

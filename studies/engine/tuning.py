@@ -8,16 +8,20 @@ are kept apart on purpose: `prune` compares curves inside one arm, `select` pick
 the study's `report` looks at test texts once, after that, and at trainings with other seeds than the search's, so a
 point that was chosen for its luck loses it.
 
+    nuisance(study.report, trials=20)        what --tune 20 asks for: the optimizer's own settings, in any study
+
 Nothing here knows a search library: search.py asks Optuna.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search_spaces.domains import Choice, Domain, Space
-from studies.engine.pruning import Pruner
-from studies.engine.study import Maximise, Minimise
+from search_spaces import optimizers
+from search_spaces.domains import Choice, Domain, Space, value_at
+from studies.engine.pruning import Halving, Pruner
+from studies.engine.study import Maximise, Metric, Minimise
 from trainables.config import ConfigError, flat, override
 
 COST = ("cost/seconds", "cost/cpu_hours", "cost/gpu_hours")     # objectives that the ledger knows, and no evaluation
@@ -123,6 +127,37 @@ class Task:
     prune: Pruner | None
     base: Any                                           # the trial, with the search's seed
     tune: Tune
+
+
+# ---------------------------------------------------------------- the nuisance search of any study
+
+
+def nuisance(report: Sequence[Metric], trials: int) -> Tune:
+    """Every arm at its own best rate, decay and warm-up before arms are compared: a difference between arms that were
+    trained at one arm's best rate says little.  Sought is what the study reports first, on validation texts."""
+    return Tune(space=_optimizers, select=functools.partial(_counterpart, tuple(report)), trials=trials, prune=_halving)
+
+
+def _optimizers(trial: Any) -> Space:
+    value_at(trial, "training.optimizer.lr")
+    return Space(optimizers.nuisance(trial.training))
+
+
+def _counterpart(report: Sequence[Metric], trial: Any) -> Sought:
+    """The first of a report's metrics that has a better, and a value on validation texts."""
+    known = {name for metric in value_at(trial, "evaluation.metrics") for name in metric.better}
+    for metric in report:
+        _, _, name = metric.metric.partition("/")
+        if isinstance(metric, (Minimise, Maximise)) and name in known:
+            return (type(metric)(f"valid/{name}"),)
+    raise ConfigError("evaluation.metrics", f"gives nothing of what the study reports ({', '.join(sorted(known))}); "
+                                            "--tune selects on that")
+
+
+def _halving(trial: Any) -> Pruner | None:
+    """By training's own loss, which none of this moves; by nothing where it is seen too late."""
+    first = trial.training.validate_every
+    return Halving(Minimise("valid/loss"), first=first) if first < trial.training.steps else None
 
 
 def _seen_in_time(trial: Any) -> None:
