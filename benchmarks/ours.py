@@ -66,6 +66,16 @@ class Ours:
                 pass
         return (marks[1] - marks[0]) / steps
 
+    def compile(self, how: str) -> None:
+        """Have torch compile the network, its layers, or the network as CUDA graphs."""
+        network = getattr(self.system.network, "model", self.system.network)
+        network = getattr(network, "base_model", network)
+        if how in ("network", "graphs"):
+            network.compile(dynamic=False, mode="reduce-overhead" if how == "graphs" else "default")
+        elif how == "layers":
+            for layer in getattr(network, "encoder", network).layer if hasattr(network, "encoder") else network.layers:
+                layer.compile(dynamic=False)
+
     def flops(self) -> float:
         """Of the products in one step, forwards and backwards, self-conditioning included."""
         device = self.context.device

@@ -66,6 +66,7 @@ def compare(system: str, asked: argparse.Namespace) -> dict[str, Any]:
         context = Context(Store(Path(scratch) / "stages"), device=device)
         recipe = trial(system, asked.size, Path(scratch), context.store, asked.lengths)
         mine = Ours(recipe, context, asked.batch, asked.dtype)
+        mine.compile(asked.compile)
         clock = Clock(device)
         theirs: Reference = reference(system, mine, SHAPES[asked.size], Path(scratch), clock, numbers)
         sides = {"ours": Side(mine.run, mine.tokens), "reference": Side(theirs.run, theirs.tokens)}
@@ -119,6 +120,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--size", choices=list(SHAPES), default="small")
     parser.add_argument("--dtype", choices=list(NUMBERS), default="float32")
+    parser.add_argument("--tf32", action="store_true", help="let both make float32 products with 10 bits of mantissa")
+    parser.add_argument("--compile", choices=["no", "network", "graphs", "layers"], default="no", help="ours")
     parser.add_argument("--lengths", choices=list(LENGTHS), default="", help="of the texts; else the size's own")
     parser.add_argument("--batch", type=int, default=0, help="0: the recipe's on a GPU, 16 on a CPU")
     parser.add_argument("--repeats", type=int, default=5)
@@ -126,6 +129,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the record here")
     asked = parser.parse_args()
     cpu = asked.device == "cpu"
+    if asked.tf32:
+        torch.set_float32_matmul_precision("high")
     if cpu:
         torch.set_num_threads(1)
     asked.batch, asked.steps = asked.batch or (16 if cpu else 0), asked.steps or (2 if cpu else 20)
