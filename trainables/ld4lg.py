@@ -40,7 +40,7 @@ from trainables.evaluation.perplexity import Perplexity
 from trainables.evaluation.variety import Variety
 from trainables.networks.latent_transformer import LatentTransformer
 from trainables.networks.perceiver import Perceiver
-from trainables.randomness import Rng
+from trainables.randomness import Rng, step_rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
 from trainables.text.autoencoder import AutoencoderTraining, Cached
@@ -66,6 +66,8 @@ from trainables.training.train import Training
 
 if TYPE_CHECKING:
     from trainables.trial import Trial
+
+ASKED = 64                    # held-out texts that are asked how well they are guessed at each time
 
 
 @config
@@ -252,6 +254,24 @@ class Ld4lgSystem(nn.Module):
         """The share of the power that is signal, abar.   [B, 1] or [B, L'], as t"""
         alpha, sigma = self.cfg.process.at(t)
         return (alpha**2 / (alpha**2 + sigma**2)).squeeze(-1)
+
+    def diagnose(self) -> dict[str, Tensor]:
+        """Of the averaged weights: the mean square error of the guess at a quarter, half and three quarters of time.
+
+        A loss is a mean over the times that training draws, so under other times it is another quantity; this is the
+        same one, on the same noised texts, for all that share the latents and the process.
+        """
+        rows, told = self.batches("valid"), {}
+        batch = rows.take(torch.arange(min(ASKED, len(rows)))).to(self.space.mean.device)
+        x0, mask = self.space.encode(batch), self.space.valid(batch, len(batch))
+        for share in (25, 50, 75):
+            t = torch.full((len(batch), 1), share / 100, device=x0.device)
+            x_t, _ = self.cfg.process.corrupt(x0, t, step_rng(0, f"noise {share}", x0.device))
+            hat = self.denoise(x_t, t, previous=None, batch=batch)
+            if self.cfg.self_conditioning:
+                hat = self.denoise(x_t, t, previous=hat, batch=batch)
+            told[f"error_at_{share}"] = (hat.x0 - x0)[mask].square().mean()
+        return told
 
     # ---------------------------------------------------------------- sampling
 
