@@ -167,6 +167,12 @@ class Ld4lg:
         """The part of this config that training depends on: another decoding finds the same checkpoint."""
         return dataclasses.replace(self, decoding=Decoding(), rescale_steps=False, as_published=False)
 
+    def released(self) -> "Ld4lg":
+        """This config for a generator, which has no corpus: sources are read when they come."""
+        if not isinstance(self.source, Source):
+            return self
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, cached=False))
+
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
         texts = self.texts(data)
         conditions = [stage for stage in (self.sources(data), self.labels(data)) if stage is not None]
@@ -307,6 +313,12 @@ class Ld4lgSystem(nn.Module):
 
     def batches(self, split: str) -> LatentSplit:
         return self.space.batches(split)
+
+    def read_sources(self, texts: list[str], context: Context) -> Batch:
+        """Sources that are in no cache; only who reads them when they come can (`cached` is False)."""
+        assert isinstance(self.cfg.source, Source) and self.space.reads is not None
+        ids, mask = self.space.reads.words.ids(texts, self.cfg.source.length)
+        return Batch(ids=ids, mask=mask)
 
 
 def distances(output: Tensor, target: Tensor, kind: str) -> Tensor:

@@ -7,6 +7,7 @@ that claims have run are found by the study.  Exit codes as of a study: 0 all is
 2 bad input, 3 halted, 130 interrupted; the same command continues.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from studies.engine.cluster import Cluster, find_cluster, settle_environment
 from studies.engine.findings import Findings
 from studies.engine.ledger import Ledger
 from studies.engine.live import span
-from studies.engine.main import conduct
+from studies.engine.main import conduct, ray_up
 from studies.engine.options import Options, check, open_store, prepare
 from studies.engine.plan import Plan
 from studies.engine.provenance import code
@@ -114,28 +115,40 @@ def plan_of(group: Asked, inquiry: Inquiry, cluster: Cluster | None) -> Plan:
 
 
 def run(groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster, console: Console) -> int:
-    """Each study in turn, as far as --hours reaches; the worst exit code.  Bad input and halts end it at once."""
+    """Each study in turn, as far as --hours reaches, on one Ray; the worst exit code.  Bad input and halts end it."""
     worst = 0
-    for group in groups:
-        plan, hours = plan_of(group, inquiry, cluster), None
-        if not plan.missing:
-            continue
-        console.print(Text(f"\n{', '.join(claim.name for claim in group.claims)}", style="bold"), soft_wrap=True)
-        if inquiry.hours is not None:
-            ledger = Ledger(inquiry.out / group.study.name)
-            spent = sum(Findings(plan_of(each, inquiry, cluster), Ledger(inquiry.out / each.study.name)).spent()
-                        for each in groups)
-            own = Findings(prepare(group.study, inquiry.options(group), ledger, cluster), ledger)
-            hours = own.spent() + inquiry.hours - spent
-            bounded = prepare(group.study, inquiry.options(group, hours=max(hours, 1e-9)), ledger, cluster)
-            if not affordable(Findings(bounded, ledger), bounded.missing, cluster.trials(bounded.resources)):
-                console.print(Text(f"not started: {len(plan.missing)} cells of {group.study.name}; "
-                                   f"{plan.budget.spell(spent, plan.unit)} of {inquiry.hours:g} are spent"))
+    with contextlib.ExitStack() as until_the_end:
+        for group in groups:
+            plan = plan_of(group, inquiry, cluster)
+            if not plan.missing:
                 continue
-        worst = max(worst, conduct(group.study, inquiry.options(group, hours=hours)))
-        if worst > 1:
-            return worst
+            hours = None if inquiry.hours is None else left(group, groups, inquiry, cluster)
+            if hours is not None and not affords(group, hours, inquiry, cluster):
+                console.print(Text(f"not started: {len(plan.missing)} cells of {group.study.name}, of which --hours "
+                                   f"{inquiry.hours:g} affords none"), soft_wrap=True)
+                continue
+            console.print(Text(f"\n{', '.join(claim.name for claim in group.claims)}", style="bold"), soft_wrap=True)
+            until_the_end.enter_context(ray_up(plan, inquiry.out / group.study.name / "ray.log"))
+            worst = max(worst, conduct(group.study, inquiry.options(group, hours=hours)))
+            if worst > 1:
+                break
     return worst
+
+
+def left(group: Asked, groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster) -> float:
+    """What this study may cost in all, what it has cost included, so that all of them keep to --hours."""
+    spent = [Findings(plan_of(each, inquiry, cluster), Ledger(inquiry.out / each.study.name)).spent()
+             for each in groups]
+    return max((inquiry.hours or 0.0) - sum(spent), 0.0) + spent[groups.index(group)]
+
+
+def affords(group: Asked, hours: float, inquiry: Inquiry, cluster: Cluster) -> bool:
+    """Whether a single cell fits into so many hours."""
+    if hours <= 0:
+        return False
+    ledger = Ledger(inquiry.out / group.study.name)
+    plan = prepare(group.study, inquiry.options(group, hours=hours), ledger, cluster)
+    return bool(affordable(Findings(plan, ledger), plan.missing, cluster.trials(plan.resources)))
 
 
 def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: float) -> int:
