@@ -5,7 +5,8 @@ linearly, by a power, by a cosine, by stairs.  Whatever its shape, such a range 
 first, and a total, more mild noise altogether (30 to 42 % of all draws fall into the first fifth of time).  The thesis
 has no arm that would tell the two apart, so here each shape comes twice: "first" is the annealing; "more" draws from
 the first step on what that annealing draws in all.  A total that helps shows between "more" and "uniform", an order
-that helps between "first" and "more":
+that helps between "first" and "more".  Their losses are over different times; what is comparable all the way, so early
+as well, is valid/error_at_25, _50 and _75, the guess's error at a quarter, half and three quarters of time:
 
     python studies/ablation_annealing.py --dry-run        what would run, and what is already there
     python studies/ablation_annealing.py                  here where there is no GPU, else at paper size
@@ -41,6 +42,7 @@ study = Study(
         Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),
         Maximise("test/mauve"), Minimise("test/perplexity"), Minimise("test/judge_nll"),
         Maximise("test/diversity"), Watch("test/memorisation"),
+        Minimise("valid/error_at_25"), Minimise("valid/error_at_50"), Minimise("valid/error_at_75"),
     ),
     seeds=3,
 )

@@ -206,7 +206,7 @@ def test_a_neighbour_changes_nothing_and_the_loss_counts_each_token_once(context
     assert batch.segment is not None
     whole = system.loss(batch, 0.0, step_rng(0, 0))["loss"]
     parts = []
-    for number in range(system.most):
+    for number in range(system.full[1]):
         mine = batch.mask & (batch.segment == number)
         other = torch.where(batch.segment == number, batch.ids, 11)                # another neighbour altogether
         parts.append(system.loss(dataclasses.replace(batch, mask=mine), 0.0, step_rng(0, 0))["loss"])

@@ -20,6 +20,7 @@ per token (pieces and the end token), per piece and per word between blanks, eac
 Stages: corpus -> masked LM -> ids -> word information -> checkpoint -> samples -> metrics.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -126,6 +127,10 @@ class DiffusionBert:
 
     def learned(self) -> "DiffusionBert":
         return self
+
+    def released(self) -> "DiffusionBert":
+        """This config for a generator, which has no corpus, and whose weights are all in its checkpoint."""
+        return dataclasses.replace(self, pretrained=False)
 
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
         return self.folder(data), self.texts(data), self.information(data)
@@ -331,6 +336,11 @@ class DiffusionBertSystem(nn.Module):
 
     def batches(self, split: str) -> Batches:
         return TokenSplit(self.split_folder, split)
+
+    def read_sources(self, texts: list[str], context: Context) -> Batch:
+        """Sources that are in no split."""
+        ids, mask = self.words.ids(texts, self.cfg.source_length)
+        return Batch(ids=ids, mask=mask)
 
 
 class Mixture:

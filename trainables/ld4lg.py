@@ -40,7 +40,7 @@ from trainables.evaluation.perplexity import Perplexity
 from trainables.evaluation.variety import Variety
 from trainables.networks.latent_transformer import LatentTransformer
 from trainables.networks.perceiver import Perceiver
-from trainables.randomness import Rng
+from trainables.randomness import Rng, step_rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
 from trainables.text.autoencoder import AutoencoderTraining, Cached
@@ -66,6 +66,8 @@ from trainables.training.train import Training
 
 if TYPE_CHECKING:
     from trainables.trial import Trial
+
+ASKED = 64                    # held-out texts that are asked how well they are guessed at each time
 
 
 @config
@@ -165,6 +167,12 @@ class Ld4lg:
         """The part of this config that training depends on: another decoding finds the same checkpoint."""
         return dataclasses.replace(self, decoding=Decoding(), rescale_steps=False, as_published=False)
 
+    def released(self) -> "Ld4lg":
+        """This config for a generator, which has no corpus: sources are read when they come."""
+        if not isinstance(self.source, Source):
+            return self
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, cached=False))
+
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
         texts = self.texts(data)
         conditions = [stage for stage in (self.sources(data), self.labels(data)) if stage is not None]
@@ -253,6 +261,24 @@ class Ld4lgSystem(nn.Module):
         alpha, sigma = self.cfg.process.at(t)
         return (alpha**2 / (alpha**2 + sigma**2)).squeeze(-1)
 
+    def diagnose(self) -> dict[str, Tensor]:
+        """Of the averaged weights: the mean square error of the guess at a quarter, half and three quarters of time.
+
+        A loss is a mean over the times that training draws, so under other times it is another quantity; this is the
+        same one, on the same noised texts, for all that share the latents and the process.
+        """
+        rows, told = self.batches("valid"), {}
+        batch = rows.take(torch.arange(min(ASKED, len(rows)))).to(self.space.mean.device)
+        x0, mask = self.space.encode(batch), self.space.valid(batch, len(batch))
+        for share in (25, 50, 75):
+            t = torch.full((len(batch), 1), share / 100, device=x0.device)
+            x_t, _ = self.cfg.process.corrupt(x0, t, step_rng(0, f"noise {share}", x0.device))
+            hat = self.denoise(x_t, t, previous=None, batch=batch)
+            if self.cfg.self_conditioning:
+                hat = self.denoise(x_t, t, previous=hat, batch=batch)
+            told[f"error_at_{share}"] = (hat.x0 - x0)[mask].square().mean()
+        return told
+
     # ---------------------------------------------------------------- sampling
 
     def times(self, grid: Grid, steps: int) -> Tensor:
@@ -287,6 +313,12 @@ class Ld4lgSystem(nn.Module):
 
     def batches(self, split: str) -> LatentSplit:
         return self.space.batches(split)
+
+    def read_sources(self, texts: list[str], context: Context) -> Batch:
+        """Sources that are in no cache; only who reads them when they come can (`cached` is False)."""
+        assert isinstance(self.cfg.source, Source) and self.space.reads is not None
+        ids, mask = self.space.reads.words.ids(texts, self.cfg.source.length)
+        return Batch(ids=ids, mask=mask)
 
 
 def distances(output: Tensor, target: Tensor, kind: str) -> Tensor:

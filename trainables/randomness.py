@@ -2,6 +2,7 @@
 
     rng = step_rng(seed, step)                       resuming, evaluating in between, another machine: the same noise
     rng = step_rng(seed, step, part=1, parts=4)      rows 1, 5, 9, ... of the global batch: the rows this worker holds
+    rng = step_rng(seed, step, whole=500)            the first rows of a batch of 500, however few of them are asked for
 
 A worker (or a micro-batch) draws for the whole global batch and keeps its own rows, so the noise of an example does not
 depend on how many workers share the batch.  Rows are dealt like cards, so "the first half of my rows" is this worker's
@@ -29,14 +30,17 @@ class Rng:
     generator: Generator
     part: int = 0
     parts: int = 1
+    whole: int = 0                      # rows of the global batch; 0: as many as all parts ask for together
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal; shape[0] counts this part's rows."""
-        return self._mine(torch.randn(self._whole(shape), generator=self.generator, device=self.generator.device))
+        whole = torch.randn(self._whole(shape), generator=self.generator, device=self.generator.device)
+        return self._mine(whole, shape[0])
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Uniform in [0, 1); shape[0] counts this part's rows."""
-        return self._mine(torch.rand(self._whole(shape), generator=self.generator, device=self.generator.device))
+        whole = torch.rand(self._whole(shape), generator=self.generator, device=self.generator.device)
+        return self._mine(whole, shape[0])
 
     def rows(self, count: int) -> Tensor:
         """The global index of each of this part's rows.   [count] int64"""
@@ -49,12 +53,13 @@ class Rng:
         return int((torch.arange(self.part, rows * self.parts, self.parts) < share * rows * self.parts).sum())
 
     def _whole(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (shape[0] * self.parts, *shape[1:])
+        return (max(self.whole, shape[0] * self.parts), *shape[1:])
 
-    def _mine(self, drawn: Tensor) -> Tensor:
-        return drawn[self.part::self.parts]
+    def _mine(self, drawn: Tensor, count: int) -> Tensor:
+        return drawn[self.part::self.parts][:count]
 
 
-def step_rng(seed: int, step: int | str, device: torch.device | str = "cpu", part: int = 0, parts: int = 1) -> Rng:
+def step_rng(seed: int, step: int | str, device: torch.device | str = "cpu", part: int = 0, parts: int = 1,
+             whole: int = 0) -> Rng:
     """The noise of a training step (or of a named purpose) depends on (seed, step) and nothing else."""
-    return Rng(Generator(device).manual_seed(seed_of(seed, step)), part, parts)
+    return Rng(Generator(device).manual_seed(seed_of(seed, step)), part, parts, whole)

@@ -18,11 +18,13 @@ Stages: corpus -> pieces -> tokenised texts -> checkpoint -> samples -> metrics.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from trainables.trial import Trial
 
 SPLITS = ("train", "valid", "test")
+USE = "use.safetensors"       # of a released folder: counts [V] of each piece in the training texts, their lengths [N]
 ASKED = 64                    # held-out rows that are asked how hard words are at each noise level
 
 
@@ -135,6 +138,10 @@ class ScoreLm:
         """The part of this config that training depends on."""
         return dataclasses.replace(self, temperature=1.0)
 
+    def released(self) -> "ScoreLm":
+        """This config for a generator, which has no corpus."""
+        return self
+
     def tokenised(self, data: Data) -> "TokenisedTexts":
         return TokenisedTexts(data=data, tokenizer=self.tokenizer, length=self.length, source_length=self.source_length)
 
@@ -187,6 +194,13 @@ class TokenisedTexts:
             Documents.of(pieces.ids([row["text"] for row in rows], self.length), sources).save(out, split)
         (out / MODEL).write_bytes((folder / MODEL).read_bytes())
 
+    def release(self, folder: Path, out: Path) -> None:
+        """What a generator needs of the finished folder: the pieces, and how training texts use them (USE)."""
+        pieces, documents = Pieces.load(folder), Documents.load(folder, "train")
+        counts = np.bincount(documents.target_ids(), minlength=pieces.vocabulary)
+        save_file({"counts": torch.from_numpy(counts), "lengths": torch.from_numpy(documents.targets)}, out / USE)
+        (out / MODEL).write_bytes((folder / MODEL).read_bytes())
+
 
 class ScoreLmSystem(nn.Module):
     """The score LM with weights: a System (system.py).   V words, d dimensions, L tokens, C slots of a packed row"""
@@ -198,14 +212,9 @@ class ScoreLmSystem(nn.Module):
         super().__init__()
         self.cfg, self.folder = cfg, folder
         self.pieces = Pieces.load(folder)
-        documents = self.documents("train")
-        counts = torch.from_numpy(np.bincount(documents.target_ids(), minlength=self.pieces.vocabulary)).double()
-        rows = PackedRows(documents, cfg.packing, cfg.longest, self.pieces.pad)
+        counts, n = self.use()
         # Losses are divided by what documents (and rows) have on average, not by what they have: means over rows.
-        n = documents.targets
         self.typical = float((n - cfg.prompts.share() * (n - 1) / 2).mean())
-        self.per_row, self.most = len(n) / len(rows), int(rows.counts.max())                   # documents of a row
-        self.efficiency = rows.efficiency
 
         V, d = self.pieces.vocabulary, cfg.embedding
         self.table = nn.Parameter(torch.randn(V, d) * cfg.deviation)
@@ -216,6 +225,24 @@ class ScoreLmSystem(nn.Module):
             nn.init.zeros_(self.network.leave.weight)
         self.register_buffer("frequency", counts / counts.sum(), persistent=False)
         self.register_buffer("seen_lengths", torch.tensor(n).sort().values, persistent=False)
+
+    def use(self) -> tuple[Tensor, np.ndarray]:
+        """How often the training texts say each word [V] float64, and how long they are [N]; learned pads count."""
+        if (self.folder / USE).exists():
+            counts, lengths = (load_file(self.folder / USE)[name].numpy() for name in ("counts", "lengths"))
+        else:
+            documents = Documents.load(self.folder, "train")
+            counts = np.bincount(documents.target_ids(), minlength=self.pieces.vocabulary)
+            lengths = documents.targets
+        to = self.reached(lengths, "train")
+        counts[self.pieces.pad] += (to - lengths).sum()
+        return torch.from_numpy(counts).double(), to
+
+    @functools.cached_property
+    def full(self) -> tuple[float, int, float]:
+        """Of the packed rows: documents in the mean row and in the fullest one, and real tokens over slots."""
+        rows = self.rows("train")
+        return float(rows.counts.mean()), int(rows.counts.max()), rows.efficiency
 
     # ---------------------------------------------------------------- words as vectors
 
@@ -260,7 +287,7 @@ class ScoreLmSystem(nn.Module):
 
     def loss(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Tensor]:
         """Nats per token that is neither pad nor given.  Rows are packed; or, without segments, one document each."""
-        cfg, documents = self.cfg, 1.0 if batch.segment is None else self.per_row
+        cfg, documents = self.cfg, 1.0 if batch.segment is None else self.full[0]
         batch = joined(batch)
         t = self.levels(batch, progress, rng)                                          # [B, C]
         source, prompt = self.given(batch, rng)
@@ -283,7 +310,7 @@ class ScoreLmSystem(nn.Module):
         if cfg.as_published:
             t = cfg.times.draw(batch.mask, progress, rng, schedule).expand(B, C)
         else:
-            t = each.draw(batch.mask.new_zeros(B, self.most), progress, rng, schedule).gather(1, segments(batch))
+            t = each.draw(batch.mask.new_zeros(B, self.full[1]), progress, rng, schedule).gather(1, segments(batch))
         if cfg.multilevel:
             many = rng.uniform((B, 1)) < cfg.multilevel
             t = torch.where(many, each.draw(batch.mask, progress, rng, schedule), t)
@@ -319,7 +346,7 @@ class ScoreLmSystem(nn.Module):
     def diagnose(self) -> dict[str, Tensor]:
         """Of the averaged weights: nats and hits per word at a quarter, half and three quarters of training's noise.
         And how full its rows are: real tokens over slots."""
-        rows, device, told = self.rows("valid"), self.table.device, {"filled": torch.tensor(self.efficiency)}
+        rows, device, told = self.rows("valid"), self.table.device, {"filled": torch.tensor(self.full[2])}
         levels = self.cfg.times.quantiles(5, self.cfg.process.schedule).sort().values[1:4]
         batch = rows.take(torch.arange(min(ASKED, len(rows)))).to(device)
         source = torch.zeros_like(batch.mask) if batch.given is None else batch.given
@@ -392,14 +419,26 @@ class ScoreLmSystem(nn.Module):
 
     def documents(self, split: str) -> Documents:
         """The documents of train, valid or test, with pads behind them where those are learned."""
-        documents, longest = Documents.load(self.folder, split), self.cfg.length
+        documents = Documents.load(self.folder, split)
         if self.cfg.lengths == "drawn":
             return documents
-        to = np.full(len(documents.lengths), longest)
-        if self.cfg.lengths == "expanded":
-            draws = np.random.default_rng(seed_of("expansion", split)).random(len(to))
-            to = documents.targets + np.floor(draws * (longest - documents.targets + 1)).astype(np.int64)
-        return documents.lengthened(to, self.pieces.pad)
+        return documents.lengthened(self.reached(documents.targets, split), self.pieces.pad)
+
+    def reached(self, lengths: np.ndarray, split: str) -> np.ndarray:
+        """How long texts of these lengths [N] are with their learned pads."""
+        if self.cfg.lengths == "drawn":
+            return lengths
+        if self.cfg.lengths == "padded":
+            return np.full(len(lengths), self.cfg.length)
+        draws = np.random.default_rng(seed_of("expansion", split)).random(len(lengths))
+        return lengths + np.floor(draws * (self.cfg.length - lengths + 1)).astype(np.int64)
+
+    def read_sources(self, texts: list[str], context: Context) -> Batch:
+        """Sources that are in no split."""
+        rows = self.pieces.ids(texts, self.cfg.source_length, start=False)
+        documents = Documents.of(rows)
+        single = SingleDocuments(documents, self.cfg.source_length, 0, self.pieces.pad)
+        return single.take(torch.arange(len(texts)))
 
     def rows(self, split: str) -> PackedRows:
         return PackedRows(self.documents(split), self.cfg.packing, self.cfg.longest, self.pieces.pad)

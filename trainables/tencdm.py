@@ -43,7 +43,7 @@ from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
 from trainables.text.corpora import Data, RocStories, Stories
 from trainables.text.decoder import DecoderTraining, TrainedDecoder, load_reader, source_of
-from trainables.text.encoders import Bert, Encoder, Small
+from trainables.text.encoders import Bert, Embeddings, Encoder, Small
 from trainables.text.encodings import EncodedTexts, Encodings, EncodingStatistics
 from trainables.training.average import Ema, NoAverage
 from trainables.training.batches import Batches
@@ -104,6 +104,10 @@ class TEncDM:
     def learned(self) -> "TEncDM":
         """The part of this config that training depends on: another decoder finds the same checkpoint."""
         return dataclasses.replace(self, decoder=DecoderTraining())
+
+    def released(self) -> "TEncDM":
+        """This config for a generator, which has no corpus."""
+        return self
 
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
         """No value is written twice, so the graph of stages follows from the fields."""
@@ -208,6 +212,14 @@ class TEncDMSystem(nn.Module):
 
     def batches(self, split: str) -> Batches:
         return self.encodings.batches(split)
+
+    def read_sources(self, texts: list[str], context: Context) -> Batch:
+        """Sources that are in no cache, in its precision."""
+        batch = self.encodings.read(texts, self.cfg.source_length)
+        assert batch.encodings is not None
+        if isinstance(self.cfg.encoder, Embeddings) or self.cfg.encoder.weights.storage == "float32":
+            return batch
+        return dataclasses.replace(batch, encodings=batch.encodings.half().float())
 
 
 # ---------------------------------------------------------------- recipes

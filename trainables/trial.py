@@ -22,7 +22,7 @@ from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.mauve import Mauve
 from trainables.evaluation.verdict import worst
 from trainables.ld4lg import Ld4lg
-from trainables.randomness import seed_of, step_rng
+from trainables.randomness import Rng, seed_of, step_rng
 from trainables.scorelm import ScoreLm
 from trainables.stages import Context, Stage, Store
 from trainables.system import Batch, DrawsMask
@@ -34,6 +34,14 @@ from trainables.text.rows import Row
 from trainables.training.train import Training, load_weights, train
 
 System = TEncDM | Ld4lg | DiffusionBert | ScoreLm       # the closed set of systems: a sixth is one more name here
+
+
+def check_stepper(system: System, sampling: Sampling) -> None:
+    """ConfigError where the system cannot walk by the sampling's stepper."""
+    if not isinstance(sampling.stepper, system.steppers):
+        raise ConfigError("sampling.stepper", f"{type(system).__name__} walks by "
+                          f"{', '.join(each.__name__ for each in system.steppers)}, not by "
+                          f"{type(sampling.stepper).__name__}")
 
 
 @config
@@ -48,10 +56,7 @@ class Trial:
     seed: int = 0
 
     def __post_init__(self):
-        able, stepper = self.system.steppers, self.sampling.stepper
-        if not isinstance(stepper, able):
-            raise ConfigError("sampling.stepper", f"{type(self.system).__name__} walks by "
-                              f"{', '.join(each.__name__ for each in able)}, not by {type(stepper).__name__}")
+        check_stepper(self.system, self.sampling)
 
     def checkpoint(self) -> "Trained":
         return Trained(system=self.system.learned(), data=self.data, training=self.training, seed=self.seed)
@@ -184,17 +189,25 @@ class Sampled:
 
     def draw(self, system: Any, where: list[tuple[int, Row]], purpose: int | str, context: Context) -> list[str]:
         """A text for each of these conditions; `purpose` tells one draw's noise from another's."""
-        words = ("samples",) if self.split == "test" else ("samples", self.split)
-        rng = step_rng(seed_of(self.checkpoint.seed, *words), purpose, context.device)
-        batch, shape = None, (len(where), self.system.state_length)
+        batch = None
         if where[0][1]:
             batch = conditions_of(system.batches(self.split).take(torch.tensor([number for number, _ in where])))
             batch = batch.to(context.device)
-        mask = system.draw_mask(len(where), rng, batch) if isinstance(system, DrawsMask) else None
-        if mask is not None:
-            drawn = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
-            batch = drawn if batch is None else replace(drawn, source=batch.source, label=batch.label)
-        return cast(Any, system).decode(*sample(cast(Any, system), self.sampling, shape, rng, batch), batch)
+        rng = step_rng(self.noise(self.checkpoint.seed), purpose, context.device)
+        return drawn(system, self.sampling, (len(where), self.system.state_length), rng, batch)
+
+    def noise(self, seed: int) -> int:
+        """The seed of its draws, from a trial's."""
+        return seed_of(seed, *(("samples",) if self.split == "test" else ("samples", self.split)))
+
+
+def drawn(system: Any, sampling: Sampling, shape: tuple[int, int], rng: Rng, batch: Batch | None = None) -> list[str]:
+    """Texts from a state of `shape` [B, L], under the conditions of the batch."""
+    mask = system.draw_mask(shape[0], rng, batch) if isinstance(system, DrawsMask) else None
+    if mask is not None:
+        masked = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
+        batch = masked if batch is None else replace(masked, source=batch.source, label=batch.label)
+    return cast(Any, system).decode(*sample(cast(Any, system), sampling, shape, rng, batch), batch)
 
 
 def conditions_of(batch: Batch) -> Batch:

@@ -113,6 +113,7 @@ def conduct(study: Study, options: Options) -> int:
                 else:
                     carry_out(plan, options, ledger, cluster, console)
                     rounds.remember(ledger, plan, {})
+                register(plan, options, ledger, console)
             remember(plan, options, ledger, cluster, console)
         return tell(plan, options, ledger, console, began)
     except (BadInput, ConfigError) as error:
@@ -297,6 +298,17 @@ def remember(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, con
         console.print(Text(f"not in the search storage: {problem}"), soft_wrap=True)
 
 
+def register(plan: Plan, options: Options, ledger: Ledger, console: Console) -> None:
+    """Put the best model so far into MLflow's registry, as a generator."""
+    with quiet(ledger.folder / "ray.log"):
+        from studies.engine.registry import keep_best
+
+        problem = keep_best(report.Findings(plan, ledger), open_store(options), options.out)
+    if problem is not None:
+        console.print(Text(f"the best model is not in the registry ({problem}); the same command tries again"),
+                      soft_wrap=True)
+
+
 def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: float) -> int:
     """Print the table, the best arm's texts, and where to look next."""
     from studies.engine.tracking import run_ids, shown, tracking_uri
@@ -319,10 +331,18 @@ def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: 
     console.print(Text(f"\nthe report          {ledger.folder / 'report.html'}\n"
                        f"table and samples   {ledger.folder / 'table.md'}\n"
                        f"for programs        {ledger.folder / 'outcome.json'}\n"
+                       f"{best_model(ledger)}"
                        f"curves, parameters  mlflow ui --host 127.0.0.1 --backend-store-uri "
                        f"{shlex.quote(shown(tracking_uri(options.out)))}\n"
                        f"{span(time.time() - began)}"), soft_wrap=True)
     return 1 if findings.failed() else 0
+
+
+def best_model(ledger: Ledger) -> str:
+    """How the best model writes on, where there is one."""
+    folder = ledger.folder / "best"
+    return f"the best model      python -m trainables.generate --model {shlex.quote(str(folder))} -n 10\n" \
+        if folder.is_dir() else ""
 
 
 def give_back() -> None:

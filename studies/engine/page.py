@@ -47,8 +47,16 @@ def sections(findings: Findings, runs: Mapping[str, str] | None = None, link: Li
 
 def page(findings: Findings, parts: Iterable[Section]) -> str:
     """The whole page."""
-    plan = findings.plan
-    said = sentences(findings)
+    plan, said = findings.plan, sentences(findings)
+    over = (f"<b>{escape(plan.study.name)}</b> · {escape(plan.scale)} · data {escape(plan.data)} · "
+            f"{len(plan.arms)} arms · {_cells(findings)}")
+    return leaf(f"{plan.study.question} · {plan.study.name}", over, plan.study.question, parts,
+                f"Expected: {plan.study.expectation}" if plan.study.expectation else "",
+                typeset(said[0]) if said else "Nothing has finished yet.")
+
+
+def leaf(title: str, over: str, heading: str, parts: Iterable[Section], expected: str, answer: str) -> str:
+    """A page of sections under a heading.  `over`, above it, and `answer`, beneath it, are HTML; the rest is text."""
     shown = [part for part in parts if part.html]
     names = {part.title: re.sub(r"[^a-z0-9]+", "-", part.title.lower()) for part in shown}
     body = "".join(f'<section id="{names[part.title]}"><h2>{escape(part.title)}</h2>'
@@ -58,12 +66,9 @@ def page(findings: Findings, parts: Iterable[Section]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(plan.study.question)} · {escape(plan.study.name)}</title><style>{CSS}</style></head>\n"
-        f'<body><main>\n<header><div class="over"><b>{escape(plan.study.name)}</b> · {escape(plan.scale)} · '
-        f"data {escape(plan.data)} · {len(plan.arms)} arms · {_cells(findings)}</div>"
-        f"<h1>{escape(plan.study.question)}</h1>"
-        + (f'<p class="expected">Expected: {escape(plan.study.expectation)}</p>' if plan.study.expectation else "")
-        + (f'<p class="answer">{typeset(said[0])}</p>' if said else '<p class="answer">Nothing has finished yet.</p>')
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n"
+        f'<body><main>\n<header><div class="over">{over}</div><h1>{escape(heading)}</h1>'
+        + (f'<p class="expected">{escape(expected)}</p>' if expected else "") + f'<p class="answer">{answer}</p>'
         + "<nav>" + "".join(f'<a href="#{names[part.title]}">{escape(part.title)}</a>' for part in shown)
         + "</nav></header>\n" + body + "<footer>Palimpsest</footer></main></body></html>\n")
 

@@ -134,7 +134,7 @@ def _form(text: str) -> tuple[str, str, str | None, str | None]:
     return text, "txt", None, None
 
 
-def parse_file(text: str) -> tuple[list[Row], list[str]]:
+def parse_file(text: str, fewest: int = FEWEST) -> tuple[list[Row], list[str]]:
     """The rows of a file form, and the group of each (the text itself where none was named)."""
     path, kind, column, group = _form(text)
     content = _read(path)
@@ -147,8 +147,8 @@ def parse_file(text: str) -> tuple[list[Row], list[str]]:
     else:
         raise ConfigError(text, "a .txt file has one text a line and no columns")
     records = [(row | {"text": tidy(row["text"])}, where) for row, where in records if row["text"].strip()]
-    if len(records) < FEWEST:
-        raise ConfigError(text, f"too few texts: {len(records)}, and at least {FEWEST} are needed")
+    if len(records) < fewest:
+        raise ConfigError(text, f"too few texts: {len(records)}, and at least {fewest} are needed")
     return [row for row, _ in records], [where if group else row["text"] for row, where in records]
 
 

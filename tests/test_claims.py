@@ -1,0 +1,355 @@
+"""Claims: read strictly, judged by paired seeds with one correction over all of them, run through the engine's own
+command, and told in every format."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_trial import Trained, recipe
+from test_page import Outline
+
+from studies import claims as shipped
+from studies.engine.answers import Answer, answers, corrected, noninferiority_p, verdict
+from studies.engine.answers_report import as_dict, markdown, page, sentence
+from studies.engine.ask import Inquiry, affords, costs, left, main, plan_of
+from studies.engine.claims import Asked, Claim, by_study, check_claim, chosen, read_claims
+from studies.engine.cluster import Cluster
+from studies.engine.findings import Findings
+from studies.engine.ledger import Ledger, Outbox
+from studies.engine.report import as_json
+from studies.engine.study import Arm, BadInput, Minimise, Scale, Study, Watch
+from trainables.config import ConfigError
+from trainables.stages import Store
+
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
+    "DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "ResourceWarning")]
+
+STUDY = Study(
+    name="toy", question="Which kind?", scales={"laptop": Scale(recipe)}, seeds=4,
+    arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"}), "odd": Arm({"system.kind": "odd"})},
+    report=(Minimise("test/error"), Watch("valid/loss"), Watch("threads")))
+SAID: dict[str, Any] = dict(says="It helps", paper="A paper, Table 1", study="toy", arm="fancy", base="plain",
+                            metric="test/error", direction="less")
+
+
+def claim(name: str = "helps", **changes: Any) -> Claim:
+    return Claim(**{"name": name} | SAID | changes)
+
+
+def write(path: Path, *claims: dict) -> Path:
+    """A file of claims; JSON is YAML."""
+    path.write_text(json.dumps({entry.get("name", "helps"): SAID | {
+        name: value for name, value in entry.items() if name != "name"} for entry in claims or ({},)}))
+    return path
+
+
+def load(name: str) -> Study:
+    assert name == "toy"
+    return STUDY
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_the_shipped_claims_ask_every_study_and_name_their_paper():
+    claims = read_claims(shipped.HERE / "claims.yaml", shipped.STUDIES, shipped.load)
+    assert {claim.study for claim in claims} == set(shipped.STUDIES) and len(shipped.STUDIES) >= 10
+    for claim in claims:
+        assert claim.paper and claim.says[0].isupper() or claim.says.startswith("..."), claim.name
+    for text in ("contextual", "tangent", "self-conditioning", "annealing", "spindle", "packing", "lion", "fast-"):
+        assert any(claim.name.startswith(text) for claim in claims), text
+    controls = [claim for claim in claims if claim.base.endswith(" more")]
+    assert controls and all(claim.base == claim.arm.replace("first", "more") and claim.at for claim in controls)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"study": "tay"}, "helps.study: there is no study 'tay' (did you mean 'toy'?)"),
+    ({"arm": "fency"}, "helps.arm: toy has no arm 'fency' (did you mean 'fancy'?)"),
+    ({"base": "plane"}, "helps.base: toy has no arm 'plane' (did you mean 'plain'?)"),
+    ({"base": "fancy"}, "helps.base: must be another arm than 'fancy'"),
+    ({"metric": "test/eror"}, "helps.metric: toy does not report 'test/eror' (did you mean 'test/error'?)"),
+    ({"scale": "paper"}, "helps.scale: toy has no scale 'paper'"),
+    ({"direction": "fewer"}, "helps.direction: must be 'less' | 'more' | 'same' | 'not more' | 'not less'"),
+    ({"direction": "same"}, "helps.margin: direction 'same' needs one"),
+    ({"margin": -0.1}, "helps: margin is a positive number, in the metric's unit, not -0.1"),
+    ({"margin": "wide"}, "helps.margin: must be float, not 'wide'"),
+    ({"at": 5}, "helps.at: test/error is measured once, at the end"),
+    ({"metric": "valid/loss", "at": 11}, "helps.at: training ends after 10 steps, before 11"),
+    ({"arms": "fancy"}, "helps.arms: Claim has no field 'arms' (did you mean 'arm'?)"),
+])
+def test_what_nobody_knows_is_one_line_and_exit_code_2(changes, words, tmp_path, capsys):
+    file = write(tmp_path / "claims.yaml", changes)
+    with pytest.raises(SystemExit) as ended:
+        main(file, ["toy"], load, ["--dry-run", "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "expected a mapping"), ("- a", "expected a mapping"), ("a: [", "claims.yaml: "),
+    ("a: b", "a: must be a mapping of name, says"), ("a: {says: x}", "a: Claim needs paper, study"),
+    ("a: {says: x}\nb: {}\na: {}", "'a' is said twice"), ("a: {says: x, says: y}", "'says' is said twice"),
+    ("'a, b': {says: x}", "has no comma")])
+def test_a_file_that_is_none(text, words, tmp_path):
+    (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises((BadInput, ConfigError), match=words):
+        read_claims(tmp_path / "claims.yaml", ["toy"], load)
+    with pytest.raises(BadInput, match="No such file"):
+        read_claims(tmp_path / "nothing.yaml", ["toy"], load)
+
+
+def test_only_and_the_steps_that_a_curve_has(tmp_path):
+    claims = [claim("one"), claim("two")]
+    assert chosen(claims, None) == claims and chosen(claims, "two, two") == [claims[1]]
+    for text, words in (("tow", "did you mean 'two'"), (" ,", "name at least one")):
+        with pytest.raises(BadInput, match=words):
+            chosen(claims, text)
+    (annealing,) = (each for each in read_claims(shipped.HERE / "claims.yaml", shipped.STUDIES, shipped.load)
+                    if each.name == "annealing-learns-faster")
+    study = shipped.load(annealing.study)
+    with pytest.raises(ConfigError, match="is recorded every 500 steps, and not after 600"):
+        check_claim(replace(annealing, at=600), study)
+    check_claim(annealing, study, ["training.steps=500"])
+    with pytest.raises(ConfigError, match="training ends after 400 steps, before 500"):
+        check_claim(annealing, study, ["training.steps=400"])
+
+
+# ---------------------------------------------------------------- the answer
+
+CLEAR, SMALL, NOISY = [-1.0, -1.1, -0.9, -1.05], [0.011, -0.01, 0.002, -0.004], [-1.0, 1.2, -0.3, 0.4]
+
+
+@pytest.mark.parametrize(("direction", "values", "expected"), [
+    ("less", CLEAR, "supported"), ("more", CLEAR, "refuted"), ("same", CLEAR, "refuted"),
+    ("not more", CLEAR, "supported"), ("not less", CLEAR, "refuted"),
+    ("less", SMALL, "refuted"), ("more", SMALL, "refuted"), ("same", SMALL, "supported"),
+    ("not more", SMALL, "supported"), ("not less", SMALL, "supported"),
+    ("less", NOISY, "undecided"), ("same", NOISY, "undecided"), ("not more", NOISY, "undecided"),
+    ("less", [], "undecided"), ("less", [-1.0], "undecided"), ("less", [-1.0, -1.0], "undecided"),
+    ("less", [-1.0, -1.0, -1.0], "supported"), ("less", [math.nan, 1.0, 1.0], "undecided"),
+])
+def test_supported_refuted_or_undecided(direction, values, expected):
+    asked = claim(direction=direction, margin=0.05)
+    _, adjusted, within = corrected({asked: values})
+    assert verdict(asked, values, adjusted.get("helps"), within.get("helps")) == expected
+
+
+def test_without_a_margin_a_small_difference_refutes_nothing():
+    asked = claim()
+    _, adjusted, within = corrected({asked: SMALL})
+    assert within == {} and verdict(asked, SMALL, adjusted["helps"], None) == "undecided"
+
+
+def test_the_correction_is_over_all_claims():
+    """Alone each is significant; two together are not."""
+    values = [-1.0, -0.6, -1.3, -0.35]
+    one, two = claim("one"), claim("two", arm="odd")
+    p, alone, _ = corrected({one: values})
+    _, both, _ = corrected({one: values, two: values})
+    assert alone["one"] == p["one"] < 0.05 / 1.5 and both["one"] == both["two"] == pytest.approx(2 * p["one"])
+    many = {claim(f"c{i}"): values for i in range(4)}
+    _, adjusted, _ = corrected(many)
+    assert {verdict(each, values, adjusted[each.name], None) for each in many} == {"undecided"}
+    assert verdict(one, values, alone["one"], None) == "supported"
+
+
+def test_where_nothing_differs_nothing_is_said_in_95_of_100_inquiries():
+    """Five claims at four seeds, 100 times: one or more is called in 5 %; of those at the margin's edge, too."""
+    generator = np.random.default_rng(0)
+    claims = [claim(f"c{i}") for i in range(5)]
+    edge = [replace(each, direction="not more", margin=0.5) for each in claims]
+    called = wrong = 0
+    for _ in range(100):
+        drawn = {each: generator.normal(size=4).tolist() for each in claims}
+        _, adjusted, _ = corrected(drawn)
+        called += any(verdict(each, some, adjusted[each.name], None) != "undecided" for each, some in drawn.items())
+        moved = {each: [value + 0.5 for value in generator.normal(size=4)] for each in edge}
+        _, _, within = corrected(moved)
+        wrong += any(p < 0.05 for p in within.values())
+    assert 1 <= called <= 11 and 1 <= wrong <= 11
+
+
+def test_no_worse_is_a_one_sided_test():
+    assert noninferiority_p([0.5, 0.5, 0.5], 1.0, -1) == 0.0 and noninferiority_p([2.0, 2.0, 2.0], 1.0, -1) == 1.0
+    assert noninferiority_p([0.9, 1.0, 1.1], 1.0, -1) == pytest.approx(0.5)
+    assert noninferiority_p([-0.9, -1.0, -1.1], 1.0, 1) == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------- from a ledger
+
+ERROR = {"plain": 2.0, "fancy": 1.0, "odd": 2.0}
+WOBBLE = [0.02, -0.01, 0.03, -0.02]
+
+
+def inquiry(out: Path, **changes: Any) -> Inquiry:
+    usual: dict[str, Any] = dict(only=None, seeds=None, hours=None, assignments=(), dry_run=False, report=True)
+    return Inquiry(out=out, **usual | changes)
+
+
+def tell(out: Path, group: Asked, skip: tuple[str, int] | None = None) -> Findings:
+    """Records of the arms that are asked about, half an hour each; valid/loss is the error over the step."""
+    ledger = Ledger(out / "toy")
+    for cell in plan_of(group, inquiry(out), None).cells:
+        if (cell.arm, cell.seed) == skip:
+            continue
+        error = ERROR[cell.arm] + cell.seed + WOBBLE[(3 * cell.seed + sum(map(ord, cell.arm))) % 4]
+        ledger.write_cell({
+            "key": cell.key, "arm": cell.arm, "seed": cell.seed, "scale": "laptop", "status": "done", "reason": "",
+            "metrics": {"test/error": error, "valid/loss": error / 10, "threads": 1.0}, "real": [], "samples": [],
+            "stages": [], "seconds": 1800.0, "cpu_hours": 0.5, "gpu_hours": 0.0, "started": 1.7e9, "ended": 1.7e9 + 60})
+        outbox = Outbox(ledger.outbox(cell.key))
+        for step in range(1, 11):
+            outbox.record(step, {"valid/loss": error / step})
+        outbox.close()
+    return Findings(plan_of(group, inquiry(out), None), ledger)
+
+
+CLAIMS = (claim(), claim("early", metric="valid/loss", at=5, margin=0.05),
+          claim("odd-is-plain", arm="odd", direction="same", margin=0.2), claim("odd-helps", arm="odd", margin=0.2),
+          claim("threads-differ", metric="threads", direction="more"))
+
+
+@pytest.fixture
+def group() -> Asked:
+    return Asked(STUDY, "laptop", CLAIMS)
+
+
+@pytest.fixture
+def found(group, tmp_path) -> list[Answer]:
+    return answers([(group, tell(tmp_path, group))], Store(tmp_path / "stages"))
+
+
+def test_answers_come_with_their_interval_their_n_and_their_cells(found, group, tmp_path):
+    helps, early, same, odd, threads = found
+    assert [answer.verdict for answer in found] == ["supported", "supported", "supported", "refuted", "undecided"]
+    assert helps.difference.mean == pytest.approx(-1.0, abs=0.05) and helps.difference.n == 4
+    assert early.difference.mean == pytest.approx(helps.difference.mean / 5)      # the curve's point, not its end
+    cells = {(cell.arm, cell.seed): cell.key for cell in plan_of(group, inquiry(tmp_path), None).cells}
+    assert helps.pairs == tuple((seed, cells["fancy", seed], cells["plain", seed]) for seed in range(4))
+    assert threads.difference.mean == 0.0 and threads.more is None and same.same == odd.same
+    assert "It helps: supported.  fancy - plain in test/error: -1.0" in sentence(helps)
+    assert "4 paired seeds" in sentence(helps) and "in valid/loss after 5 steps: -0.2" in sentence(early)
+
+
+def test_seeds_beyond_those_that_were_asked_for_are_not_looked_at(group, tmp_path):
+    tell(tmp_path, group)
+    two = Findings(plan_of(group, inquiry(tmp_path, seeds=2), None), Ledger(tmp_path / "toy"))
+    first = answers([(group, two)], Store(tmp_path / "stages"))[0]
+    assert [seed for seed, _, _ in first.pairs] == [0, 1]
+
+
+def test_what_is_lacking_is_said(group, tmp_path):
+    found = answers([(group, tell(tmp_path, group, skip=("fancy", 2)))], Store(tmp_path / "stages"))
+    assert found[0].note == "fancy: 1 not run" and [seed for seed, _, _ in found[0].pairs] == [0, 1, 3]
+    for path in (tmp_path / "toy" / "outbox").glob("*.jsonl"):
+        path.unlink()
+    again = answers([(group, Findings(plan_of(group, inquiry(tmp_path), None), Ledger(tmp_path / "toy")))],
+                    Store(tmp_path / "stages"))
+    assert again[1].verdict == "undecided" and "plain: 4 without valid/loss after 5 steps" in again[1].note
+
+
+def test_a_checkpoint_that_another_study_has_trained_has_its_own_curve(group, tmp_path):
+    findings, store = tell(tmp_path, group), Store(tmp_path / "stages")
+    for cell in findings.plan.cells:
+        findings.ledger.outbox(cell.key).unlink()
+        (trained,) = (stage for stage in cell.stages() if isinstance(stage, Trained))
+        folder = store.path(trained)
+        folder.mkdir(parents=True)
+        rows = [{"step": 5, "valid/loss": 9.0}, {"step": 5, "valid/loss": ERROR[cell.arm] + WOBBLE[cell.seed]}]
+        (folder / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    early = answers([(group, findings)], store)[1]
+    assert early.difference.mean == pytest.approx(-1.0) and early.difference.n == 4
+
+
+def test_every_format_says_the_same(found):
+    said = json.loads(as_json(as_dict(found, "abc")))
+    assert [entry["verdict"] for entry in said["claims"]] == [answer.verdict for answer in found]
+    assert said["claims"][0]["cells"][0] == dict(zip(("seed", "arm", "base"), found[0].pairs[0], strict=True))
+    assert said["claims"][0]["difference"]["mean"] == found[0].difference.mean and said["claims"][1]["at"] == 5
+    text, html = markdown(found, ["2 CPU hours in toy"]), page(found, ["2 CPU hours in toy"], "abc")
+    for answer in found:
+        key = answer.pairs[0][1]
+        assert f"`{key}`" in text and f"<code>{key}</code>" in html and answer.claim.name in html
+    assert "3 supported, 1 refuted, 1 undecided, of 5 claims" in text
+    outline = Outline()
+    outline.feed(html)
+    assert outline.open == [] and outline.fetched == ["data:,"] and "script" not in outline.tags
+
+
+def test_the_page_escapes_what_a_file_may_say(tmp_path):
+    group = Asked(STUDY, "laptop", (claim(says="<b>It</b> & helps", paper="<script>", quoted="<i>"),))
+    html = page(answers([(group, tell(tmp_path, group))], Store(tmp_path / "stages")), ["<u>"], "abc")
+    assert not any(mark in html for mark in ("<b>It", "<script>", "<i>\"", "<u>"))
+    assert "&lt;b&gt;It&lt;/b&gt; &amp; helps" in html
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+def test_a_dry_run_says_the_cost_as_far_as_it_is_known(group, tmp_path):
+    here = Cluster("local", ((2.0, 0.0),))
+    plans = [plan_of(group, inquiry(tmp_path, dry_run=True), here)]
+    assert "unknown CPU hours: nothing has run here yet" in costs([group], plans)[-1]
+    tell(tmp_path, replace(group, claims=CLAIMS[:1]))
+    plans = [plan_of(group, inquiry(tmp_path, dry_run=True), here)]
+    lines = costs([group], plans)
+    assert "| toy | laptop | 5 | plain, fancy, odd | 8 | 4 | 2 | 3 CPU hours, 2 of its parts guessed |" in lines[2]
+    assert "12 cells, 4 to run: about 3 CPU hours, of which 2 parts are guessed" in lines[-1]
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_hours_are_those_of_all_studies_together(group, tmp_path):
+    here, other = Cluster("local", ((2.0, 0.0),)), replace(group, claims=CLAIMS[:1])
+    tell(tmp_path, other)                                                       # 8 cells, 4 hours
+    groups = [group, replace(group, scale="laptop", claims=CLAIMS[:1])]
+    assert left(group, groups, inquiry(tmp_path, hours=10.0), here) == pytest.approx(10 - 8 + 4)
+    assert left(group, groups, inquiry(tmp_path, hours=1.0), here) == pytest.approx(4)
+    asked = inquiry(tmp_path, report=False)
+    assert [affords(group, hours, asked, here) for hours in (5.0, 4.2, 0.0)] == [True, False, False]
+
+
+# ---------------------------------------------------------------- for real
+
+
+@pytest.fixture
+def ray_here(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def ask(path: Path, out: Path, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(path, ["toy"], load, ["--out", str(out), *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_it_runs_what_is_missing_of_what_is_asked_and_no_more(ray_here, tmp_path, capsys):
+    early = {"name": "early", "metric": "valid/loss", "at": 6}
+    out, file = tmp_path / "out", write(tmp_path / "claims.yaml", {}, early)
+    assert ask(file, out, "--dry-run") == 0
+    assert "16" not in capsys.readouterr().out and not list(out.rglob("cells"))
+    assert ask(file, out, "--seeds", "3") == 0
+    printed = capsys.readouterr().out
+    assert "It helps: " in printed and printed.count("done   trial") == 6 and "odd seed" not in printed
+    said = json.loads((out / "claims" / "claims.json").read_text())["claims"]
+    keys = {cell[role] for entry in said for cell in entry["cells"] for role in ("arm", "base")}
+    assert keys == {path.stem for path in (out / "toy" / "cells").glob("*.json")} and len(keys) == 6
+    assert {path.name for path in (out / "claims").iterdir()} == {"claims.md", "claims.json", "claims.html"}
+    before = os.listdir(out / "toy" / "cells")
+    assert ask(file, out, "--seeds", "3", "--only", "early") == 0
+    printed = capsys.readouterr().out
+    assert "done   trial" not in printed and "0 of 1 claims" not in printed and "It helps: " in printed
+    assert ask(file, out, "--report", "--seeds", "3") == 0 and os.listdir(out / "toy" / "cells") == before
+    assert len(json.loads((out / "claims" / "claims.json").read_text())["claims"]) == 2
+
+
+def test_claims_of_one_study_at_one_scale_are_one_run():
+    groups = by_study([claim("one"), claim("two", arm="odd"), claim("three")], load)
+    assert [(group.scale, [each.name for each in group.claims], group.arms) for group in groups] == [
+        ("laptop", ["one", "two", "three"], ["plain", "fancy", "odd"])]
