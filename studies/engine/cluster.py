@@ -8,6 +8,7 @@ nowhere on the disk; a cluster that is joined is asked for with the user's token
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from studies.engine.provenance import ROOT
 from studies.engine.study import BadInput, Resources, Study
@@ -35,6 +36,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",           # leave CUDA_VISIBLE_DEVICES alone in tasks without a GPU
     "TOKENIZERS_PARALLELISM": "false",                   # one thread a worker means one
 }
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"     # Ray's, in the environment of a job that was submitted
 
 
 def settle_environment() -> None:
@@ -136,12 +138,19 @@ def join(address: str) -> None:
         return
     try:
         with quiet(None):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
-                     runtime_env={"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"],
-                                  "env_vars": {name: os.environ[name] for name in SETTINGS}})
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment())
     except Exception as error:          # Ray raises ConnectionError, RuntimeError, AuthenticationError, ...
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise BadInput(f"the Ray cluster at {address} cannot be joined: {reason[:300]}") from None
+
+
+def _environment() -> dict[str, Any]:
+    """What workers run in: this tree, our settings; of a submitted job only what it does not have already, since Ray
+    takes nothing twice."""
+    job = json.loads(os.environ.get(IN_A_JOB) or "{}").get("runtime_env", {})
+    settings = {name: os.environ[name] for name in SETTINGS if name not in job.get("env_vars", {})}
+    tree = {} if job.get("working_dir") else {"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"]}
+    return tree | {"env_vars": settings}
 
 
 def start_local(resources: Resources) -> None:

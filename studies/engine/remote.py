@@ -1,0 +1,248 @@
+"""A study on a cluster, from this machine: the same command line, as a Ray job on the cluster's head.
+
+    python studies/ablation_encoder.py --on cluster/gpu.yaml
+      |  parcel.py    the tree, the files that the command names           tunnel.py    SSH to the head, nothing else
+      v
+    the job's name follows from the command: one that runs is joined, else it is submitted
+      |  its log, line by line, here.  Ctrl-C leaves it running; the same command comes back; --stop ends it
+      v
+    its exit code is ours; reports come to results/CLUSTER/STUDY, and --json's file where it was asked for
+
+Nothing that is refused has started anything.  The driver lives on the head, so a closed laptop ends no study.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from rich.text import Text
+
+from studies.engine import bring
+from studies.engine.cluster import SETTINGS
+from studies.engine.halt import Halt
+from studies.engine.knock import knock
+from studies.engine.options import Options, check
+from studies.engine.parcel import Parcel, pack
+from studies.engine.study import BadInput, Study
+from studies.engine.tunnel import Way, place, reach
+
+BEGUN = "Running entrypoint for job "     # what Ray writes before a job's own lines
+GRACE = 40                              # seconds between SIGTERM and SIGKILL: a driver saves for 20
+PATIENCE = 600.0                        # seconds without an answer, after which following ends
+
+
+def conduct(study: Study, options: Options, on: str, stop: bool) -> int:
+    """Everything between the command line and the exit code.   BadInput"""
+    console = Console(highlight=False)
+    home = Path("results") / place(on) / study.name
+    check(study, replace(options, out=home.parent.absolute()))
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
+            parcel = pack(Path(sys.argv[0]).resolve(), sys.argv[1:], Path(folder))
+            with reach(on) as way:
+                knock(way)
+                return Remote(way, study, parcel, console).carry_out(options, home, stop)
+    except KeyboardInterrupt:
+        console.print(Text("stopped; nothing was started"))
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Remote:
+    """One command on one cluster."""
+
+    def __init__(self, way: Way, study: Study, parcel: Parcel, console: Console):
+        self.way, self.study, self.parcel, self.console = way, study, parcel, console
+        self.client = connect(way)
+        self.stem = f"{study.name}-{parcel.digest}"
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def carry_out(self, options: Options, home: Path, stop: bool) -> int:
+        running = self.running()
+        if stop:
+            return self.stop(running)
+        job = self.join(running) if running else self.submit()
+        try:
+            ended = self.follow(job)
+        except KeyboardInterrupt:
+            self.say(f"\nleft {job} running on {self.way.name}; the same command comes back to it, with --stop it ends")
+            return 130
+        code = exit_code(ended)
+        if code in (0, 1) and not options.dry_run:
+            self.bring(options, home)
+        return code
+
+    # -- which job
+
+    def running(self) -> list[Any]:
+        """The jobs of this very command that have not ended; one at most, but for a race of two laptops."""
+        return [job for job in self.jobs() if (job.submission_id or "").startswith(f"{self.stem}-")]
+
+    def jobs(self) -> list[Any]:
+        """All that have not ended, of whatever command."""
+        return [job for job in self.client.list_jobs() if not job.status.is_terminal() and job.submission_id]
+
+    def join(self, running: list[Any]) -> str:
+        job = running[0]
+        self.say(f"found at work on {self.way.name}: {job.submission_id}, since {_clock(job.start_time)}"
+                 + ("" if (job.metadata or {}).get("tree") == self.parcel.tree else
+                    ".  It runs the code that was sent then; this tree has changed since: --stop, then the same "
+                    "command, to run that"))
+        return job.submission_id
+
+    def submit(self) -> str:
+        """Send the tree and start the job; the id.   BadInput"""
+        number = 1 + sum((job.submission_id or "").startswith(f"{self.stem}-") for job in self.client.list_jobs())
+        job = f"{self.stem}-{number}"
+        self.start(job, f"exec python {shlex.join(self.parcel.command)}", {"tree": self.parcel.tree})
+        self.say(f"submitted to {self.way.name}: {job}.  Ctrl-C leaves it running; the same command comes back to it, "
+                 "with --stop it ends")
+        return job
+
+    def start(self, job: str, entrypoint: str, metadata: dict[str, str]) -> None:
+        os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"        # what stays behind, git has said already
+        settings = SETTINGS | {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)}
+        try:
+            self.client.submit_job(
+                entrypoint=entrypoint, submission_id=job, metadata=metadata | {"study": self.study.name},
+                runtime_env={"working_dir": str(self.parcel.folder), "env_vars": settings})
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise BadInput(f"{self.way.name} does not take the job: {_line(error)}") from None
+
+    def stop(self, running: list[Any]) -> int:
+        if not running:
+            others = [job for job in self.jobs() if (job.metadata or {}).get("study") == self.study.name]
+            if others:
+                raise BadInput("--stop: this command does not run; of the same study there runs " + "; ".join(
+                    f"{job.entrypoint.removeprefix('exec ')} ({job.submission_id})" for job in others))
+            self.say(f"nothing of this study runs on {self.way.name}")
+            return 0
+        for job in running:
+            self.client.stop_job(job.submission_id)
+        until = time.monotonic() + GRACE + 20
+        while self.running() and time.monotonic() < until:
+            time.sleep(0.5)
+        self.say("stopped; the same command, without --stop, continues from here")
+        return 0
+
+    # -- following it
+
+    def follow(self, job: str) -> Any:
+        """Print the job's log until it ends; what Ray says of it then.  A connection that breaks is made again."""
+        log, answered = Log(job), time.monotonic()
+        while True:
+            try:
+                asyncio.run(self.tail(job, log))
+                info = self.client.get_job_info(job)
+                answered = time.monotonic()
+                if info.status.is_terminal():
+                    log.close()
+                    return info
+                time.sleep(0.3)
+            except (OSError, RuntimeError, aiohttp.ClientError) as error:       # requests' are OSErrors
+                if time.monotonic() - answered > PATIENCE:
+                    raise Halt(f"{self.way.name} has not answered for {PATIENCE / 60:.0f} minutes ({_line(error)}); "
+                               "the same command looks for the study again") from None
+                self.way.mend()
+
+    async def tail(self, job: str, log: "Log") -> None:
+        log.rewind()
+        async for text in self.client.tail_job_logs(job):
+            log.take(text)
+
+    # -- what comes back
+
+    def bring(self, options: Options, home: Path) -> None:
+        """Copy the reports of the study to this machine."""
+        job = f"{self.stem}-reports-{time.time_ns()}"
+        out = shlex.quote(self.parcel.out) if self.parcel.out else '"$PALIMPSEST_OUT"'
+        self.start(job, f"exec python -m studies.engine.bring {out}/{self.study.name}", {"brings": self.study.name})
+        while not (info := self.client.get_job_info(job)).status.is_terminal():
+            time.sleep(0.3)
+        names = bring.unpack(self.client.get_job_logs(job), home) if info.status == "SUCCEEDED" else []
+        self.client.delete_job(job)
+        if not names:
+            self.say(f"the reports could not be copied here: {_line(info.message)}; they are on {self.way.name}")
+            return
+        if options.json is not None and "outcome.json" in names:
+            options.json.write_bytes((home / "outcome.json").read_bytes())
+        self.say(f"copied here         {home}{os.sep}{{{', '.join(names)}}}")
+
+
+class Log:
+    """A job's log as it is printed here: once, whatever the connection does, and without Ray's own first lines."""
+
+    def __init__(self, job: str):
+        self.mark, self.printed, self.seen, self.text = f"{BEGUN}{job}", 0, 0, ""
+
+    def rewind(self) -> None:
+        """It comes from its beginning again."""
+        self.seen, self.text = 0, ""
+
+    def take(self, text: str) -> None:
+        self.text += text
+        begun = self.text.find(self.mark)
+        if begun < 0 or (first := self.text.find("\n", begun) + 1) == 0:
+            return
+        fresh = self.text[first + self.printed:]
+        sys.stdout.write(fresh)
+        sys.stdout.flush()
+        self.printed += len(fresh)
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+
+def connect(way: Way) -> Any:
+    """Ray's client of the head's job server."""
+    os.environ["RAY_API_SERVER_ADDRESS"] = way.url          # else RAY_ADDRESS would win over what we say
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.dashboard.modules")]:
+        logging.getLogger(name).setLevel(logging.WARNING)       # each has a level of its own
+    return JobSubmissionClient(way.url, headers=way.headers)
+
+
+def exit_code(info: Any) -> int:
+    """The command's, where it came so far."""
+    if info.driver_exit_code is not None and info.status != "STOPPED":
+        code = int(info.driver_exit_code)
+        return code if code >= 0 else 128 - code            # ended by a signal, as a shell says it
+    if info.status == "STOPPED":
+        return 130
+    words = str(info.message or "")
+    if re.search("no space left", words, re.I):
+        raise BadInput("the head's disk is full: Ray cannot unpack the command there.  Make room on it, then the same "
+                       "command")
+    raise Halt(f"Ray ended the job: {_line(words)}.  The same command continues")
+
+
+def _line(problem: Any) -> str:
+    """The last line of what somebody said, which says the most."""
+    lines = [line.strip() for line in str(problem or "").splitlines() if line.strip()]
+    return (lines[-1] if lines else type(problem).__name__)[:300]
+
+
+def _clock(milliseconds: int | None) -> str:
+    return time.strftime("%d %b %H:%M", time.localtime((milliseconds or 0) / 1000))
+
+
+def _as_interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
