@@ -1,4 +1,5 @@
-"""cluster/onprem.yaml for real: three hosts with sshd, `ray up`, a job on all of them, one killed, `ray down`.
+"""cluster/onprem.yaml for real: three hosts with sshd, `ray up`, a study sent from the launcher by `--on`, a host that
+loses its Ray and a tunnel that breaks in mid-study, a disk that is full, `ray down`, and the results after it.
 
     namespaces      each host has its own network, processes, /tmp, /dev/shm, /run, home and name, and sshd as process 1
     the bridge      10.77.0.0/24 without an uplink: nothing leaves it, and nothing is left when the program ends
@@ -10,6 +11,7 @@ COMMAND sees HEAD, WORKERS and KEY; its exit code is the program's.
 
 import ctypes
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +46,14 @@ NAMESPACES = [
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-def lacking(*tools: str) -> str:
-    """What this machine lacks to be a machine room; empty where it can."""
-    if not os.environ.get("PALIMPSEST_LABS"):
+def lacking(*tools: str, labs: bool = True) -> str:
+    """What this machine lacks to be a machine room; empty where it can.  `labs`: and where minutes may be taken."""
+    if labs and not os.environ.get("PALIMPSEST_LABS"):
         return "takes minutes: make test-cluster runs it (PALIMPSEST_LABS=1)"
     if os.geteuid() != 0:
         return "needs root, for namespaces"
+    if importlib.util.find_spec("flask_wtf") is None:
+        return "needs mlflow[auth]: pip install '.[test-cluster]'"
     absent = [
         tool for tool in ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", *tools) if not shutil.which(tool)
     ]
@@ -213,6 +218,7 @@ def machine_room(hosts: int, shared: Path, command: list[str]) -> int:
 
 # ------------------------------------------------------------------------------------ the test's own commands, inside
 
+STUDY = ["--seeds", "4", "--set", "training.pause=1.2"]  # eight cells of 12 s, three at a time
 JOB = """
 import json, socket, sys, time
 import ray
@@ -255,7 +261,7 @@ def derived(shared: Path) -> Path:
         r"worker_ips: \[.*\]": f"worker_ips: [{os.environ['WORKERS'].replace(',', ', ')}]",
         r"ssh_private_key: \S+": f"ssh_private_key: {os.environ['KEY']}",
         r"SHARED=/results NFS=\S+": f"SHARED={shared}/results VENV={python}",
-        r"(bash \S+/mlflow/up.sh)": r"PORT=5000 BACKEND=sqlite \1",
+        r"(bash \S+/mlflow/up.sh)": r"PORT=5000 BACKEND=sqlite PATIENCE=900 \1",
         r"(ray start --head)": r"\1 --num-cpus=1 --object-store-memory=100000000",
         r"(ray start --address=\S+)": r"\1 --num-cpus=1 --object-store-memory=100000000",
     }.items():
@@ -267,8 +273,26 @@ def derived(shared: Path) -> Path:
     return path
 
 
-def rehearse(shared: Path) -> None:
-    """`ray up` to `ray down`; writes what it saw into report.json."""
+def cut_tunnels(of: subprocess.Popen) -> int:
+    """Kill the SSH that a command has running; how many there were."""
+    found = [
+        int(child)
+        for child in Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split()
+        if Path(f"/proc/{child}/comm").read_text().strip() == "ssh"
+    ]
+    for child in found:
+        os.kill(child, signal.SIGKILL)
+    return len(found)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
+    until = time.time() + seconds
+    while not what() and process.poll() is None and time.time() < until:
+        time.sleep(0.2)
+
+
+def rehearse(shared: Path, quick: bool) -> None:
+    """`ray up` to `ray down`; writes what it saw into report.json.  `quick`: what a study needs, and no more."""
     report: dict[str, Any] = {}
     began = time.time()
     subprocess.run(["bash", "cluster/secrets.sh"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -276,9 +300,9 @@ def rehearse(shared: Path) -> None:
     (shared / "job.py").write_text(JOB)
     (shared / "intruder.py").write_text(INTRUDER)
 
-    def command(name: str, *arguments: str, limit: int = 300) -> str:
+    def command(name: str, *arguments: str, limit: int = 300, cwd: Path = ROOT) -> str:
         done = subprocess.run(
-            [*arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
+            [*arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
         )
         (shared / f"{name}.log").write_text(done.stdout + done.stderr)
         report[name] = {"code": done.returncode, "at": round(time.time() - began, 1)}
@@ -302,7 +326,9 @@ def rehearse(shared: Path) -> None:
 
     head, worker = os.environ["HEAD"], os.environ["WORKERS"].split(",")[-1]
     hosts = 1 + len(os.environ["WORKERS"].split(","))
-    said = command("up", "ray", "up", "-y", "--no-config-cache", config)
+    said = command("up", "ray", "up", "-y", "--no-config-cache", config, limit=1200)
+    if report["up"]["code"]:
+        return
     said += command("job", "ray", "exec", config, f"python {shared}/job.py {hosts}")
     report["hosts"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
     report["intruder"] = ssh(worker, f"python {shared}/intruder.py {head}", "intruder").split("\n")
@@ -317,11 +343,51 @@ def rehearse(shared: Path) -> None:
         worker, f"curl -s -m 3 -o /dev/null -w %{{http_code}} {head}:5000/ || echo", "mlflow_outside"
     ).split()
 
+    home = shared / "laptop"  # where the user types
+    home.mkdir()
+
+    def away(name: str, file: str, *options: str) -> tuple[int, str]:
+        """The toy study, sent by `--on`: exit code and words."""
+        study = [sys.executable, str(ROOT / "tests/away_study.py"), "--on", file, *options]
+        said = command(name, *study, cwd=home)
+        return report[name]["code"], said
+
+    study = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/away_study.py"), "--on", config, *STUDY, "--json", "outcome.json"],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=open(shared / "study.log", "w"),
+        stderr=subprocess.STDOUT,
+    )
+    report["study"] = {"began": round(time.time() - began, 1)}
+    wait_for(lambda: (shared / "study.log").read_text().count("done   trial") >= 1, study)
+    report["tunnels"] = cut_tunnels(study) if study.poll() is None else 0
     ssh(worker, "pkill -9 raylet", "kill")  # in that host's own process table
-    time.sleep(3)
+    report["study"] |= {"code": study.wait(timeout=1200), "at": round(time.time() - began, 1)}
+    report["run"] = ssh(
+        head,
+        'python -c "import mlflow; c = mlflow.MlflowClient(); '
+        'print(len(c.search_runs([c.get_experiment_by_name(\\"away\\").experiment_id])))"',
+        "run",
+    ).split()
+    report["again"] = away("again", config, *STUDY)[0]
+
     said = command("back", "ray", "exec", config, f"python {shared}/job.py {hosts}")
     report["hosts_again"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
+    if not quick:
+        ssh(head, "mount -o remount,size=$(( $(du -sk /tmp | cut -f1) + 200000 ))k /tmp", "fill")
+        for _ in range(10):
+            report["full"] = away("full", config, *STUDY, "--dry-run")
+            if report["full"][0]:
+                break
+            time.sleep(2)
+        ssh(head, "mount -o remount,size=4g /tmp", "empty")
+        wrong = shared / "wrong.yaml"
+        wrong.write_text(Path(config).read_text().replace(f"head_ip: {head}", f"head_ip: {NET}.99"))
+        report["no head"] = away("no_head", str(wrong), *STUDY)
     command("down", "ray", "down", "-y", config)
+    report["after down"] = away("after_down", config, *STUDY)
+    report["readable"] = sorted(path.name for path in (home / "results/onprem/away").iterdir())
     report["left"] = ssh(head, "pgrep -c raylet; pgrep -c gcs_server", "left").split()
     token = (Path.home() / ".ray/auth_token").read_text()
     report["token_printed"] = [path.name for path in shared.glob("*.log") if token in path.read_text()]
@@ -339,7 +405,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             [sys.executable, __file__, "3", str(shared), "--", sys.executable, __file__, "--rehearse", str(shared)],
             stdout=log,
             stderr=log,
-            timeout=900,
+            timeout=3000,
         )
     assert done.returncode == 0, (shared / "outer.log").read_text()[-3000:]
     return json.loads((shared / "report.json").read_text()) | {"folder": str(shared)}
@@ -371,6 +437,33 @@ def test_a_killed_worker_comes_back(report: dict[str, Any]):
     assert report["hosts_again"] == ["host0", "host1", "host2"], report["hosts_again"]
 
 
+def test_a_study_goes_on_without_a_host_and_without_its_tunnel(report: dict[str, Any]):
+    """In mid-study a worker's Ray was killed, and so was the SSH that followed it; the one command ended well."""
+    log = (Path(report["folder"]) / "study.log").read_text()
+    assert report["study"]["code"] == 0, log[-3000:]
+    assert report["tunnels"] == 1 and log.count("start  plain seed 0") == 1, "printed once"
+    outcome = json.loads((Path(report["folder"]) / "laptop/outcome.json").read_text())
+    cells = [cell for arm in outcome["arms"] for cell in arm["cells"]]
+    assert len(cells) == 8 and all(cell["status"] == "done" for cell in cells)
+    assert re.fullmatch("[0-9a-f]{40}", outcome["commit"])
+    assert report["run"] == ["9"], "in the tracking server on the head: the study and its eight cells"
+    assert report["again"] == 0 and "8 done, 0 to run" in (Path(report["folder"]) / "again.log").read_text()
+
+
+def test_results_stay_when_the_cluster_is_gone(report: dict[str, Any]):
+    assert {"report.html", "table.md", "outcome.json"} <= set(report["readable"])
+    assert (Path(report["folder"]) / "results/away/report.html").read_text()
+    code, said = report["after down"]
+    assert code == 2 and "answers over SSH, and Ray's dashboard there does not" in said
+
+
+def test_a_full_disk_and_an_absent_head_are_said(report: dict[str, Any]):
+    code, said = report["full"]
+    assert code == 2 and "MiB free in" in said and len(said.splitlines()) == 1, said
+    code, said = report["no head"]
+    assert code == 2 and "does not answer over SSH" in said and len(said.splitlines()) == 1, said
+
+
 def test_down_ends_ray(report: dict[str, Any]):
     assert report["down"]["code"] == 0 and report["left"] == ["0", "0"]
 
@@ -379,7 +472,7 @@ def main() -> int:
     if sys.argv[1] == "--host":
         be_host(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     if sys.argv[1] == "--rehearse":
-        rehearse(Path(sys.argv[2]))
+        rehearse(Path(sys.argv[2]), sys.argv[3:] == ["quick"])
         return 0
     if sys.argv[1] == "--inside":
         return machine_room(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[5:])

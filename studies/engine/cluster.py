@@ -14,11 +14,12 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from studies.engine.growth import Nodes, largest
 from studies.engine.provenance import ROOT
 from studies.engine.study import BadInput, Resources, Study
 from trainables.config import near
@@ -47,23 +48,27 @@ def settle_environment() -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node; `largest` those of each node that there would be
-    if an autoscaler made the cluster as large as it may, () where none does."""
+    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node; `largest` those of each node that an autoscaler
+    may add, with what is there, `at_once` of them at most; () where none does."""
 
     address: str                        # host:port, or "local"
-    nodes: tuple[tuple[float, float], ...]
-    largest: tuple[tuple[float, float], ...] = ()
+    nodes: Nodes
+    largest: Nodes = ()
+    at_once: int = 0                    # 0: all of them
+
+    @property
+    def cpus(self) -> float:
+        return self._most(cpus for cpus, _ in self.largest) or sum(cpus for cpus, _ in self.nodes)
 
     @property
     def gpus(self) -> float:
-        return sum(gpus for _, gpus in self.largest or self.nodes)
+        return self._most(gpus for _, gpus in self.largest) or sum(gpus for _, gpus in self.nodes)
 
     @property
     def words(self) -> str:
         where = "this machine" if self.address == "local" else f"the Ray cluster at {self.address}"
         grown = ", grown as far as it may," if self.largest else ""
-        nodes = self.largest or self.nodes
-        return f"{where}{grown} ({sum(cpus for cpus, _ in nodes):g} CPUs, {self.gpus:g} GPUs)"
+        return f"{where}{grown} ({self.cpus:g} CPUs, {self.gpus:g} GPUs)"
 
     def slots(self, resources: Resources) -> int:
         """How many workers fit now, node by node."""
@@ -71,7 +76,7 @@ class Cluster:
 
     def most(self, resources: Resources) -> int:
         """How many workers fit once an autoscaler has done what it may."""
-        return max(self.slots(resources), sum(_fit(cpus, gpus, resources) for cpus, gpus in self.largest))
+        return max(self.slots(resources), int(self._most(_fit(cpus, gpus, resources) for cpus, gpus in self.largest)))
 
     def trials(self, resources: Resources) -> int:
         """How many trials can run at once.   BadInput: not one, ever."""
@@ -81,6 +86,10 @@ class Cluster:
                            f"{self.words} can never hold that.  --workers sets the workers of a trial, "
                            "--scale a smaller recipe")
         return max(1, self.slots(resources) // resources.workers)
+
+    def _most(self, of_nodes: Iterable[float]) -> float:
+        """The most that as many nodes may have together as there may be at once."""
+        return sum(sorted(of_nodes, reverse=True)[:self.at_once or None])
 
 
 def _fit(cpus: float, gpus: float, resources: Resources) -> int:
@@ -113,19 +122,7 @@ def shape(address: str) -> Cluster:
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), _largest())
-
-
-def _largest() -> tuple[tuple[float, float], ...]:
-    """The nodes that an autoscaler may make of the cluster, as far as it has told Ray; () where there is none."""
-    from ray._private.state import state
-
-    try:                                # there is no public way; without this one, a cluster counts as it is
-        groups = state.get_cluster_config().node_group_configs        # type: ignore[union-attr]
-        return tuple((float(group.resources.get("CPU", 0)), float(group.resources.get("GPU", 0)))
-                     for group in groups for _ in range(min(max(group.max_count, 0), 10_000)))
-    except Exception:
-        return ()
+    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), *largest())
 
 
 def join(address: str) -> None:

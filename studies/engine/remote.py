@@ -12,11 +12,13 @@ Nothing that is refused has started anything.  The driver lives on the head, so 
 """
 
 import asyncio
+import getpass
 import logging
 import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -39,6 +41,7 @@ from studies.engine.tunnel import Way, place, reach
 
 BEGUN = "Running entrypoint for job "     # what Ray writes before a job's own lines
 GRACE = 40                              # seconds between SIGTERM and SIGKILL: a driver saves for 20
+START = 60.0                            # seconds that a head may need until it takes jobs
 PATIENCE = 600.0                        # seconds without an answer, after which following ends
 
 
@@ -48,14 +51,16 @@ def conduct(study: Study, options: Options, on: str, stop: bool) -> int:
     home = Path("results") / place(on) / study.name
     check(study, replace(options, out=home.parent.absolute()))
     before = signal.signal(signal.SIGTERM, _as_interrupt)
+    remote: Remote | None = None
     try:
         with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
             parcel = pack(Path(sys.argv[0]).resolve(), sys.argv[1:], Path(folder))
             with reach(on) as way:
                 knock(way)
-                return Remote(way, study, parcel, console).carry_out(options, home, stop)
+                remote = Remote(way, study, parcel, console)
+                return remote.carry_out(options, home, stop)
     except KeyboardInterrupt:
-        console.print(Text("stopped; nothing was started"))
+        console.print(Text("\n" + (remote.left() if remote else "stopped; nothing was sent")), soft_wrap=True)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -67,7 +72,7 @@ class Remote:
     def __init__(self, way: Way, study: Study, parcel: Parcel, console: Console):
         self.way, self.study, self.parcel, self.console = way, study, parcel, console
         self.client = connect(way)
-        self.stem = f"{study.name}-{parcel.digest}"
+        self.stem, self.job = f"{study.name}-{parcel.digest}", ""        # the job, once it is sent or found
 
     def say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -76,54 +81,63 @@ class Remote:
         running = self.running()
         if stop:
             return self.stop(running)
-        job = self.join(running) if running else self.submit()
-        try:
-            ended = self.follow(job)
-        except KeyboardInterrupt:
-            self.say(f"\nleft {job} running on {self.way.name}; the same command comes back to it, with --stop it ends")
-            return 130
-        code = exit_code(ended)
+        code = exit_code(self.follow(self.join(running) if running else self.submit()))
         if code in (0, 1) and not options.dry_run:
             self.bring(options, home)
         return code
+
+    def left(self) -> str:
+        """What an interrupt leaves behind."""
+        return (f"left {self.job} running on {self.way.name}; the same command comes back to it, with --stop it ends"
+                if self.job else "stopped; nothing was sent")
 
     # -- which job
 
     def running(self) -> list[Any]:
         """The jobs of this very command that have not ended; one at most, but for a race of two laptops."""
-        return [job for job in self.jobs() if (job.submission_id or "").startswith(f"{self.stem}-")]
+        return [job for job in self.jobs() if job.submission_id.rpartition("-")[0] == self.stem]
 
     def jobs(self) -> list[Any]:
-        """All that have not ended, of whatever command."""
-        return [job for job in self.client.list_jobs() if not job.status.is_terminal() and job.submission_id]
+        """All studies that have not ended, of whatever command."""
+        return [job for job in self.client.list_jobs() if not job.status.is_terminal() and job.submission_id
+                and "study" in (job.metadata or {})]
 
     def join(self, running: list[Any]) -> str:
         job = running[0]
-        self.say(f"found at work on {self.way.name}: {job.submission_id}, since {_clock(job.start_time)}"
-                 + ("" if (job.metadata or {}).get("tree") == self.parcel.tree else
-                    ".  It runs the code that was sent then; this tree has changed since: --stop, then the same "
-                    "command, to run that"))
-        return job.submission_id
+        self.job, said = job.submission_id, job.metadata
+        since = time.strftime("%d %b %H:%M", time.localtime((job.start_time or 0) / 1000))
+        self.say(f"found at work on {self.way.name}: {self.job}, sent by {said.get('from')}, {since}" + (
+            "" if said.get("tree") == self.parcel.tree else
+            ".  It runs the code that was sent then, and this tree has changed since: --stop, then the same command, "
+            "to run this"))
+        return self.job
 
     def submit(self) -> str:
         """Send the tree and start the job; the id.   BadInput"""
-        number = 1 + sum((job.submission_id or "").startswith(f"{self.stem}-") for job in self.client.list_jobs())
-        job = f"{self.stem}-{number}"
-        self.start(job, f"exec python {shlex.join(self.parcel.command)}", {"tree": self.parcel.tree})
-        self.say(f"submitted to {self.way.name}: {job}.  Ctrl-C leaves it running; the same command comes back to it, "
-                 "with --stop it ends")
-        return job
+        past = [job.submission_id or "" for job in self.client.list_jobs()]
+        self.job = f"{self.stem}-{1 + sum(name.startswith(self.stem) for name in past)}"
+        self.start(self.job, f"exec python {shlex.join(self.parcel.command)}",
+                   {"study": self.study.name, "tree": self.parcel.tree,
+                    "from": f"{getpass.getuser()}@{socket.gethostname()}"})
+        self.say(f"submitted to {self.way.name}: {self.job}.  Ctrl-C leaves it running; the same command comes back to "
+                 "it, with --stop it ends")
+        return self.job
 
     def start(self, job: str, entrypoint: str, metadata: dict[str, str]) -> None:
         os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"        # what stays behind, git has said already
-        settings = SETTINGS | {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)}
-        try:
-            self.client.submit_job(
-                entrypoint=entrypoint, submission_id=job, metadata=metadata | {"study": self.study.name},
-                runtime_env={"working_dir": str(self.parcel.folder), "env_vars": settings})
-        except RuntimeError as error:
-            if "already exists" not in str(error):
-                raise BadInput(f"{self.way.name} does not take the job: {_line(error)}") from None
+        settings, until = SETTINGS | {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)}, time.monotonic() + START
+        while True:
+            try:
+                self.client.submit_job(
+                    entrypoint=entrypoint, submission_id=job, metadata=metadata,
+                    runtime_env={"working_dir": str(self.parcel.folder), "env_vars": settings})
+                return
+            except RuntimeError as error:
+                if "already exists" in str(error):       # somebody typed the same, in the same second
+                    return
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    raise BadInput(f"{self.way.name} does not take the job: {_line(error)}") from None
+                time.sleep(1)                            # a head that has just started
 
     def stop(self, running: list[Any]) -> int:
         if not running:
@@ -156,6 +170,9 @@ class Remote:
                     return info
                 time.sleep(0.3)
             except (OSError, RuntimeError, aiohttp.ClientError) as error:       # requests' are OSErrors
+                if "does not exist" in str(error):
+                    raise Halt(f"Ray was started anew on {self.way.name}, and knows nothing of {job}.  The same "
+                               "command continues") from None
                 if time.monotonic() - answered > PATIENCE:
                     raise Halt(f"{self.way.name} has not answered for {PATIENCE / 60:.0f} minutes ({_line(error)}); "
                                "the same command looks for the study again") from None
@@ -172,7 +189,7 @@ class Remote:
         """Copy the reports of the study to this machine."""
         job = f"{self.stem}-reports-{time.time_ns()}"
         out = shlex.quote(self.parcel.out) if self.parcel.out else '"$PALIMPSEST_OUT"'
-        self.start(job, f"exec python -m studies.engine.bring {out}/{self.study.name}", {"brings": self.study.name})
+        self.start(job, f"exec python -m studies.engine.bring {out}/{self.study.name}", {})
         while not (info := self.client.get_job_info(job)).status.is_terminal():
             time.sleep(0.3)
         names = bring.unpack(self.client.get_job_logs(job), home) if info.status == "SUCCEEDED" else []
@@ -238,10 +255,6 @@ def _line(problem: Any) -> str:
     """The last line of what somebody said, which says the most."""
     lines = [line.strip() for line in str(problem or "").splitlines() if line.strip()]
     return (lines[-1] if lines else type(problem).__name__)[:300]
-
-
-def _clock(milliseconds: int | None) -> str:
-    return time.strftime("%d %b %H:%M", time.localtime((milliseconds or 0) / 1000))
 
 
 def _as_interrupt(number: int, frame: Any) -> None:

@@ -22,7 +22,7 @@ from studies.engine.cluster import quiet
 from studies.engine.cluster_file import ClusterFile, read
 from studies.engine.study import BadInput
 
-ANSWER = 15                             # seconds in which SSH, or the dashboard, must answer
+ANSWER = 30                             # seconds in which SSH, or the dashboard, must answer
 HINTS = {"aws": "`aws sts get-caller-identity` must work here", "gcp": "`gcloud auth application-default login`",
          "azure": "`az login`"}
 
@@ -75,7 +75,7 @@ class Tunnel(Way):
         except FileNotFoundError:
             raise BadInput("--on needs an SSH client, and there is no `ssh` on this machine") from None
         assert process.stdout is not None and process.stderr is not None
-        ready, _, _ = select.select([process.stdout], [], [], ANSWER + 5)
+        ready, _, _ = select.select([process.stdout], [], [], 2 * ANSWER)
         if ready and process.stdout.readline().strip() == b"open":
             return process
         process.kill()
