@@ -207,8 +207,8 @@ def test_a_head_whose_ray_has_ended(dashboard: Any):
 def test_a_disk_that_fills_while_ray_unpacks_and_a_job_that_ray_lost():
     from ray.job_submission import JobDetails
 
+    from studies.engine.follow import exit_code
     from studies.engine.halt import Halt
-    from studies.engine.remote import exit_code
 
     def ended(status: str, **more: Any) -> Any:
         return JobDetails(type="SUBMISSION", status=status, entrypoint="x", **more)         # type: ignore[arg-type]
@@ -326,7 +326,7 @@ def test_reports_come_whole_or_not_at_all(tmp_path: Path):
 
 
 def test_a_log_is_printed_once_whatever_the_connection_does(capsys: pytest.CaptureFixture[str]):
-    from studies.engine.remote import Log
+    from studies.engine.follow import Log
 
     whole = "Ray says something\nRunning entrypoint for job away-1: python x\none\ntwo\nthree\n"
     log = Log("away-1")

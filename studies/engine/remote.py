@@ -11,11 +11,9 @@
 Nothing that is refused has started anything.  The driver lives on the head, so a closed laptop ends no study.
 """
 
-import asyncio
 import getpass
 import logging
 import os
-import re
 import shlex
 import signal
 import socket
@@ -26,12 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import requests
 from rich.console import Console
 from rich.text import Text
 
 from studies.engine import bring
 from studies.engine.cluster import SETTINGS
+from studies.engine.follow import exit_code, follow, last_line
 from studies.engine.halt import Halt
 from studies.engine.knock import knock
 from studies.engine.options import Options, check
@@ -39,10 +38,8 @@ from studies.engine.parcel import Parcel, pack
 from studies.engine.study import BadInput, Study
 from studies.engine.tunnel import Way, place, reach
 
-BEGUN = "Running entrypoint for job "     # what Ray writes before a job's own lines
 GRACE = 40                              # seconds between SIGTERM and SIGKILL: a driver saves for 20
 START = 60.0                            # seconds that a head may need until it takes jobs
-PATIENCE = 600.0                        # seconds without an answer, after which following ends
 
 
 def conduct(study: Study, options: Options, on: str, stop: bool) -> int:
@@ -62,6 +59,8 @@ def conduct(study: Study, options: Options, on: str, stop: bool) -> int:
     except KeyboardInterrupt:
         console.print(Text("\n" + (remote.left() if remote else "stopped; nothing was sent")), soft_wrap=True)
         return 130
+    except (requests.RequestException, RuntimeError) as error:          # Ray's client raises the latter for any refusal
+        raise Halt(f"the way to {on} broke: {last_line(error)}.  The same command looks for the study again") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -81,7 +80,7 @@ class Remote:
         running = self.running()
         if stop:
             return self.stop(running)
-        code = exit_code(self.follow(self.join(running) if running else self.submit()))
+        code = exit_code(follow(self.client, self.way, self.join(running) if running else self.submit()))
         if code in (0, 1) and not options.dry_run:
             self.bring(options, home)
         return code
@@ -136,7 +135,7 @@ class Remote:
                 if "already exists" in str(error):       # somebody typed the same, in the same second
                     return
                 if "No available agent" not in str(error) or time.monotonic() > until:
-                    raise BadInput(f"{self.way.name} does not take the job: {_line(error)}") from None
+                    raise BadInput(f"{self.way.name} does not take the job: {last_line(error)}") from None
                 time.sleep(1)                            # a head that has just started
 
     def stop(self, running: list[Any]) -> int:
@@ -152,78 +151,38 @@ class Remote:
         until = time.monotonic() + GRACE + 20
         while self.running() and time.monotonic() < until:
             time.sleep(0.5)
+        if self.running():
+            raise Halt(f"{running[0].submission_id} has not ended {GRACE + 20} s after it was asked to")
         self.say("stopped; the same command, without --stop, continues from here")
         return 0
-
-    # -- following it
-
-    def follow(self, job: str) -> Any:
-        """Print the job's log until it ends; what Ray says of it then.  A connection that breaks is made again."""
-        log, answered = Log(job), time.monotonic()
-        while True:
-            try:
-                asyncio.run(self.tail(job, log))
-                info = self.client.get_job_info(job)
-                answered = time.monotonic()
-                if info.status.is_terminal():
-                    log.close()
-                    return info
-                time.sleep(0.3)
-            except (OSError, RuntimeError, aiohttp.ClientError) as error:       # requests' are OSErrors
-                if "does not exist" in str(error):
-                    raise Halt(f"Ray was started anew on {self.way.name}, and knows nothing of {job}.  The same "
-                               "command continues") from None
-                if time.monotonic() - answered > PATIENCE:
-                    raise Halt(f"{self.way.name} has not answered for {PATIENCE / 60:.0f} minutes ({_line(error)}); "
-                               "the same command looks for the study again") from None
-                self.way.mend()
-
-    async def tail(self, job: str, log: "Log") -> None:
-        log.rewind()
-        async for text in self.client.tail_job_logs(job):
-            log.take(text)
 
     # -- what comes back
 
     def bring(self, options: Options, home: Path) -> None:
         """Copy the reports of the study to this machine."""
-        job = f"{self.stem}-reports-{time.time_ns()}"
-        out = shlex.quote(self.parcel.out) if self.parcel.out else '"$PALIMPSEST_OUT"'
-        self.start(job, f"exec python -m studies.engine.bring {out}/{self.study.name}", {})
-        while not (info := self.client.get_job_info(job)).status.is_terminal():
-            time.sleep(0.3)
-        names = bring.unpack(self.client.get_job_logs(job), home) if info.status == "SUCCEEDED" else []
-        self.client.delete_job(job)
+        try:
+            names, problem = self.reports(home), "there are none"
+        except (OSError, RuntimeError, BadInput) as error:
+            names, problem = [], last_line(error)
         if not names:
-            self.say(f"the reports could not be copied here: {_line(info.message)}; they are on {self.way.name}")
+            self.say(f"the reports could not be copied here ({problem}); the same command, with --report, tries again")
             return
         if options.json is not None and "outcome.json" in names:
             options.json.write_bytes((home / "outcome.json").read_bytes())
         self.say(f"copied here         {home}{os.sep}{{{', '.join(names)}}}")
 
-
-class Log:
-    """A job's log as it is printed here: once, whatever the connection does, and without Ray's own first lines."""
-
-    def __init__(self, job: str):
-        self.mark, self.printed, self.seen, self.text = f"{BEGUN}{job}", 0, 0, ""
-
-    def rewind(self) -> None:
-        """It comes from its beginning again."""
-        self.seen, self.text = 0, ""
-
-    def take(self, text: str) -> None:
-        self.text += text
-        begun = self.text.find(self.mark)
-        if begun < 0 or (first := self.text.find("\n", begun) + 1) == 0:
-            return
-        fresh = self.text[first + self.printed:]
-        sys.stdout.write(fresh)
-        sys.stdout.flush()
-        self.printed += len(fresh)
-
-    def close(self) -> None:
-        sys.stdout.flush()
+    def reports(self, home: Path) -> list[str]:
+        """Their names, once they are in `home`; a job of its own on the head prints them."""
+        job = f"{self.stem}-reports-{time.time_ns()}"
+        out = shlex.quote(self.parcel.out) if self.parcel.out else '"$PALIMPSEST_OUT"'
+        self.start(job, f"exec python -m studies.engine.bring {out}/{self.study.name}", {})
+        while not (info := self.client.get_job_info(job)).status.is_terminal():
+            time.sleep(0.3)
+        if info.status != "SUCCEEDED":
+            raise RuntimeError(info.message)
+        names = bring.unpack(self.client.get_job_logs(job), home)
+        self.client.delete_job(job)
+        return names
 
 
 def connect(way: Way) -> Any:
@@ -235,26 +194,6 @@ def connect(way: Way) -> Any:
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.dashboard.modules")]:
         logging.getLogger(name).setLevel(logging.WARNING)       # each has a level of its own
     return JobSubmissionClient(way.url, headers=way.headers)
-
-
-def exit_code(info: Any) -> int:
-    """The command's, where it came so far."""
-    if info.driver_exit_code is not None and info.status != "STOPPED":
-        code = int(info.driver_exit_code)
-        return code if code >= 0 else 128 - code            # ended by a signal, as a shell says it
-    if info.status == "STOPPED":
-        return 130
-    words = str(info.message or "")
-    if re.search("no space left", words, re.I):
-        raise BadInput("the head's disk is full: Ray cannot unpack the command there.  Make room on it, then the same "
-                       "command")
-    raise Halt(f"Ray ended the job: {_line(words)}.  The same command continues")
-
-
-def _line(problem: Any) -> str:
-    """The last line of what somebody said, which says the most."""
-    lines = [line.strip() for line in str(problem or "").splitlines() if line.strip()]
-    return (lines[-1] if lines else type(problem).__name__)[:300]
 
 
 def _as_interrupt(number: int, frame: Any) -> None:

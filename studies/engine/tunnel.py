@@ -54,7 +54,8 @@ class Tunnel(Way):
     """A way through SSH."""
 
     def __init__(self, file: ClusterFile, command: list[str], where: str, token: str):
-        super().__init__("", f"{file.name} ({where})", token)
+        self.port = _free_port()        # the same whenever it is opened: who uses it keeps the URL
+        super().__init__(f"http://127.0.0.1:{self.port}", f"{file.name} ({where})", token)
         self.file, self.command, self.where = file, command, where
         self.process = self.open()
 
@@ -65,11 +66,9 @@ class Tunnel(Way):
 
     def open(self) -> subprocess.Popen:
         """BadInput: SSH does not get there."""
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
         try:
             process = subprocess.Popen(
-                [*self.command[:1], "-T", "-L", f"127.0.0.1:{port}:127.0.0.1:{self.file.port}", *self.command[1:],
+                [*self.command[:1], "-T", "-L", f"127.0.0.1:{self.port}:127.0.0.1:{self.file.port}", *self.command[1:],
                  "echo open; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 start_new_session=True)          # Ctrl-C is ours
         except FileNotFoundError:
