@@ -1,6 +1,7 @@
 """`ray up cluster/gpu.yaml` to `ray down`, for real, on a pretend EC2: moto's API, a host with sshd per instance.
 
     up       the stack's ids in the file; the head is launched, set up over SSH, and starts the autoscaler with spot.py
+    plan     `--on` finds the head as Ray does, and asks there what a study would do: paper size, on GPUs still to come
     from 0   two GPU tasks ask for machines while the spot market is empty: they come on demand
     more     the market is back: the next machine is spot
     to 0     idle machines are ended by the head
@@ -119,7 +120,7 @@ def smaller(path: Path, shared: Path) -> None:
     text = path.read_text()
     for was, becomes in {
         r"SHARED=/results NFS=\S+ STORE=\S+": f"SHARED={shared}/results VENV={sys.prefix}",
-        r"ARTIFACTS=\S+ bash": "BACKEND=sqlite bash",
+        r"ARTIFACTS=\S+ bash": "BACKEND=sqlite PATIENCE=900 bash",
         r"idle_timeout_minutes: 10": "idle_timeout_minutes: 0.3",
         r"(--object-manager-port=8076)": r"\1 --object-store-memory=80000000",
     }.items():
@@ -162,9 +163,15 @@ def rehearse(shared: Path) -> None:
         report[f"{name}_at"] = round(time.time() - began, 1)
         (shared / "report.json").write_text(json.dumps(report))
 
-    def command(name: str, *arguments: str) -> str:
+    def command(name: str, *arguments: str, without: tuple[str, ...] = ()) -> str:
         done = subprocess.run(
-            arguments, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400
+            arguments,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            env={name: value for name, value in os.environ.items() if name not in without},
         )
         (shared / f"{name}.log").write_text(done.stdout + done.stderr)
         note(name, done.returncode)
@@ -179,6 +186,10 @@ def rehearse(shared: Path) -> None:
 
     command("up", "ray", "up", "-y", "--no-config-cache", str(path))
     note("after_up", seen())
+    plan = [sys.executable, "studies/ablation_encoder.py", "--on", str(path), "--dry-run"]
+    note("plan_said", command("plan", *plan))
+    note("strangers_said", command("stranger", *plan, without=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")))
+    note("after_plan", seen())
     sold_out.write_text("InsufficientInstanceCapacity")
     said = command("first", "ray", "exec", str(path), f"python {shared}/job.py 2 1")
     note("first_said", re.findall(r"(?:BEFORE|JOB) .*", said.replace("\r", "")))
@@ -195,6 +206,8 @@ def rehearse(shared: Path) -> None:
     command("monitor", "ray", "exec", str(path), "cat /tmp/ray/session_latest/logs/monitor.*")
     command("down", "ray", "down", "-y", str(path))
     note("after_down", seen())
+    note("too_late_said", command("too_late", *plan))
+    note("at_last", seen())
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +217,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.skip(reason)
     shared = tmp_path_factory.mktemp("ec2")
     with open(shared / "outer.log", "w") as log:
-        done = subprocess.run([sys.executable, __file__, str(shared)], stdout=log, stderr=log, timeout=900)
+        done = subprocess.run([sys.executable, __file__, str(shared)], stdout=log, stderr=log, timeout=3000)
     assert done.returncode == 0, (shared / "outer.log").read_text()[-3000:]
     return json.loads((shared / "report.json").read_text()) | {"folder": str(shared)}
 
@@ -215,6 +228,20 @@ HEAD = ["head", "m7i.xlarge", "on-demand"]
 def test_up_launches_the_head_alone(report: dict[str, Any]):
     assert report["up"] == 0, (Path(report["folder"]) / "up.log").read_text()[-3000:]
     assert report["after_up"] == [HEAD]
+
+
+def test_a_study_is_planned_on_the_head_for_gpus_that_are_to_come(report: dict[str, Any]):
+    assert report["plan"] == 0, report["plan_said"]
+    assert "scale paper: the Ray cluster at" in report["plan_said"]
+    assert "grown as far as it may, (64 CPUs, 8 GPUs)" in report["plan_said"]
+    assert report["after_plan"] == [HEAD], "a plan launches nothing"
+
+
+def test_no_credentials_and_no_cluster_are_said(report: dict[str, Any]):
+    for name, words in (("stranger", "aws does not let us look for the head"), ("too_late", "palimpsest is not up")):
+        said = report[f"{name.replace('stranger', 'strangers')}_said"]
+        assert report[name] == 2 and words in said and len(said.splitlines()) == 1, said
+    assert report["at_last"] == []
 
 
 def test_gpus_come_from_zero_on_demand_where_spot_is_sold_out(report: dict[str, Any]):

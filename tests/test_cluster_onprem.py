@@ -1,4 +1,5 @@
-"""cluster/onprem.yaml for real: three hosts with sshd, `ray up`, a job on all of them, one killed, `ray down`.
+"""cluster/onprem.yaml for real: three hosts with sshd, `ray up`, a study sent from the launcher by `--on`, a host that
+loses its Ray and a tunnel that breaks in mid-study, a disk that is full, `ray down`, and the results after it.
 
     namespaces      each host has its own network, processes, /tmp, /dev/shm, /run, home and name, and sshd as process 1
     the bridge      10.77.0.0/24 without an uplink: nothing leaves it, and nothing is left when the program ends
@@ -10,6 +11,7 @@ COMMAND sees HEAD, WORKERS and KEY; its exit code is the program's.
 
 import ctypes
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +46,14 @@ NAMESPACES = [
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-def lacking(*tools: str) -> str:
-    """What this machine lacks to be a machine room; empty where it can."""
-    if not os.environ.get("PALIMPSEST_LABS"):
+def lacking(*tools: str, labs: bool = True) -> str:
+    """What this machine lacks to be a machine room; empty where it can.  `labs`: and where minutes may be taken."""
+    if labs and not os.environ.get("PALIMPSEST_LABS"):
         return "takes minutes: make test-cluster runs it (PALIMPSEST_LABS=1)"
     if os.geteuid() != 0:
         return "needs root, for namespaces"
+    if labs and importlib.util.find_spec("flask_wtf") is None:
+        return "needs mlflow[auth]: pip install '.[test-cluster]'"
     absent = [
         tool for tool in ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", *tools) if not shutil.which(tool)
     ]
@@ -213,6 +218,7 @@ def machine_room(hosts: int, shared: Path, command: list[str]) -> int:
 
 # ------------------------------------------------------------------------------------ the test's own commands, inside
 
+STUDY = ["--seeds", "4", "--set", "training.pause=1.2"]  # eight cells of 12 s, three at a time
 JOB = """
 import json, socket, sys, time
 import ray
@@ -255,7 +261,7 @@ def derived(shared: Path) -> Path:
         r"worker_ips: \[.*\]": f"worker_ips: [{os.environ['WORKERS'].replace(',', ', ')}]",
         r"ssh_private_key: \S+": f"ssh_private_key: {os.environ['KEY']}",
         r"SHARED=/results NFS=\S+": f"SHARED={shared}/results VENV={python}",
-        r"(bash \S+/mlflow/up.sh)": r"PORT=5000 BACKEND=sqlite \1",
+        r"(bash \S+/mlflow/up.sh)": r"PORT=5000 BACKEND=sqlite PATIENCE=900 \1",
         r"(ray start --head)": r"\1 --num-cpus=1 --object-store-memory=100000000",
         r"(ray start --address=\S+)": r"\1 --num-cpus=1 --object-store-memory=100000000",
     }.items():
@@ -267,88 +273,181 @@ def derived(shared: Path) -> Path:
     return path
 
 
-def rehearse(shared: Path) -> None:
-    """`ray up` to `ray down`; writes what it saw into report.json."""
-    report: dict[str, Any] = {}
-    began = time.time()
-    subprocess.run(["bash", "cluster/secrets.sh"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    config = str(derived(shared))
-    (shared / "job.py").write_text(JOB)
-    (shared / "intruder.py").write_text(INTRUDER)
+class Room:
+    """What is typed on the machine that launches, and what came of it: report.json, and a log of each command."""
 
-    def command(name: str, *arguments: str, limit: int = 300) -> str:
+    def __init__(self, shared: Path):
+        self.shared, self.began, self.report = shared, time.time(), {}
+        self.head, *_ = self.hosts = [os.environ["HEAD"], *os.environ["WORKERS"].split(",")]
+        subprocess.run(["bash", "cluster/secrets.sh"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        self.home = shared / "laptop"  # where the user types
+        self.home.mkdir()
+
+    def note(self, name: str, value: Any) -> None:
+        self.report[name] = value
+        self.report["seconds"] = round(time.time() - self.began, 1)
+        (self.shared / "report.json").write_text(json.dumps(self.report))
+
+    def command(self, name: str, *arguments: str, limit: int = 600, cwd: Path = ROOT) -> str:
         done = subprocess.run(
-            [*arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
+            arguments, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
         )
-        (shared / f"{name}.log").write_text(done.stdout + done.stderr)
-        report[name] = {"code": done.returncode, "at": round(time.time() - began, 1)}
-        (shared / "report.json").write_text(json.dumps(report))
+        (self.shared / f"{name}.log").write_text(done.stdout + done.stderr)
+        self.note(name, {"code": done.returncode, "at": round(time.time() - self.began, 1)})
         return done.stdout + done.stderr
 
-    def ssh(host: str, words: str, name: str) -> str:
-        return command(
-            name,
-            "ssh",
-            "-q",
-            "-i",
-            os.environ["KEY"],
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            f"{USER}@{host}",
-            f"bash --login -c '{words}'",
+    def ssh(self, host: str, words: str, name: str) -> str:
+        unknown = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        return self.command(name, "ssh", "-q", "-i", os.environ["KEY"], *unknown, f"{USER}@{host}", f"bash --login -c '{words}'")
+
+    def up(self, config: str) -> bool:
+        self.command("up", "ray", "up", "-y", "--no-config-cache", config, limit=1200)
+        return self.report["up"]["code"] == 0
+
+    def on_all(self, name: str, config: str) -> None:
+        """A job that waits until it has run on every host."""
+        said = self.command(name, "ray", "exec", config, f"python {self.shared}/job.py {len(self.hosts)}")
+        found = re.findall(r"JOB (\[.*\])", said)
+        self.note(f"{name}_hosts", json.loads(found[-1]) if found else said[-2000:])
+
+    def away(self, name: str, config: str, *options: str) -> tuple[int, str]:
+        """The toy study, sent by `--on`: exit code and words."""
+        study = [sys.executable, str(ROOT / "tests/away_study.py"), "--on", config, *options]
+        said = self.command(name, *study, cwd=self.home)
+        self.note(f"{name}_said", [self.report[name]["code"], said])
+        return self.report[name]["code"], said
+
+    def disturbed(self, config: str, *options: str) -> None:
+        """The study, sent by `--on`; once a trial is done, the SSH that follows it and a worker's Ray are killed."""
+        study = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/away_study.py"), "--on", config, *options, "--json", "outcome.json"],
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=open(self.shared / "study.log", "w"),
+            stderr=subprocess.STDOUT,
         )
+        began = time.time() - self.began
+        wait_for(lambda: "done   trial" in (self.shared / "study.log").read_text(), study)
+        tunnels = cut_tunnels(study) if study.poll() is None else 0
+        self.ssh(self.hosts[-1], "pkill -9 raylet", "kill")  # in that host's own process table
+        code = study.wait(timeout=1200)
+        self.note("study", {"code": code, "tunnels": tunnels, "began": began, "at": time.time() - self.began})
 
-    head, worker = os.environ["HEAD"], os.environ["WORKERS"].split(",")[-1]
-    hosts = 1 + len(os.environ["WORKERS"].split(","))
-    said = command("up", "ray", "up", "-y", "--no-config-cache", config)
-    said += command("job", "ray", "exec", config, f"python {shared}/job.py {hosts}")
-    report["hosts"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
-    report["intruder"] = ssh(worker, f"python {shared}/intruder.py {head}", "intruder").split("\n")
-    report["modes"] = ssh(worker, "stat -c %a ~/.ray/auth_token ~/.palimpsest/mlflow_password", "modes").split()
-    report["mlflow"] = ssh(
-        head,
-        'curl -s -o /dev/null -w %{http_code} 127.0.0.1:5000/; echo; python -c "import mlflow; '
-        'print(mlflow.MlflowClient().search_experiments()[0].name)"',
-        "mlflow",
-    ).split()
-    report["mlflow_outside"] = ssh(
-        worker, f"curl -s -m 3 -o /dev/null -w %{{http_code}} {head}:5000/ || echo", "mlflow_outside"
-    ).split()
+    def down(self, config: str) -> None:
+        self.command("down", "ray", "down", "-y", config)
+        self.away("after_down", config, "--dry-run")
+        self.note("readable", sorted(path.name for path in self.home.glob("results/onprem/away/*")))
+        self.note("left", self.ssh(self.head, "pgrep -c raylet; pgrep -c gcs_server", "left").split())
+        token = (Path.home() / ".ray/auth_token").read_text()
+        self.note("token_printed", [path.name for path in self.shared.glob("*.log") if token in path.read_text()])
 
-    ssh(worker, "pkill -9 raylet", "kill")  # in that host's own process table
-    time.sleep(3)
-    said = command("back", "ray", "exec", config, f"python {shared}/job.py {hosts}")
-    report["hosts_again"] = json.loads(re.findall(r"JOB (\[.*\])", said)[-1]) if "JOB [" in said else said[-2000:]
-    command("down", "ray", "down", "-y", config)
-    report["left"] = ssh(head, "pgrep -c raylet; pgrep -c gcs_server", "left").split()
-    token = (Path.home() / ".ray/auth_token").read_text()
-    report["token_printed"] = [path.name for path in shared.glob("*.log") if token in path.read_text()]
-    report["seconds"] = round(time.time() - began, 1)
-    (shared / "report.json").write_text(json.dumps(report))
+
+def cut_tunnels(of: subprocess.Popen) -> int:
+    """Kill the SSH that a command has running; how many there were."""
+    found = [
+        int(child)
+        for child in Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split()
+        if Path(f"/proc/{child}/comm").read_text().strip() == "ssh"
+    ]
+    for child in found:
+        os.kill(child, signal.SIGKILL)
+    return len(found)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
+    until = time.time() + seconds
+    while not what() and process.poll() is None and time.time() < until:
+        time.sleep(0.2)
+
+
+def rehearse(shared: Path) -> None:
+    """`ray up` to `ray down`."""
+    room, config = Room(shared), str(derived(shared))
+    worker = room.hosts[-1]
+    (shared / "job.py").write_text(JOB)
+    (shared / "intruder.py").write_text(INTRUDER)
+    if not room.up(config):
+        return
+    room.on_all("job", config)
+    room.note("intruder", room.ssh(worker, f"python {shared}/intruder.py {room.head}", "intruding").split("\n"))
+    modes = "stat -c %a ~/.ray/auth_token ~/.palimpsest/mlflow_password"
+    room.note("modes", room.ssh(worker, modes, "secrets").split())
+    answers = "curl -s -m 3 -o /dev/null -w %{http_code}"
+    first = 'python -c "import mlflow; print(mlflow.MlflowClient().search_experiments()[0].name)"'
+    room.note("mlflow", room.ssh(room.head, f"{answers} 127.0.0.1:5000/; echo; {first}", "tracking").split())
+    room.note("mlflow_outside", room.ssh(worker, f"{answers} {room.head}:5000/ || echo", "outside").split())
+
+    room.disturbed(config, *STUDY)
+    runs = 'import mlflow; c = mlflow.MlflowClient(); e = c.get_experiment_by_name(\\"away\\"); ' \
+        "print(len(c.search_runs([e.experiment_id])))"
+    room.note("runs", room.ssh(room.head, f'python -c "{runs}"', "tracked").split())
+    room.away("again", config, *STUDY)
+    room.on_all("back", config)
+
+    room.ssh(room.head, "mount -o remount,size=$(( $(du -sk /tmp | cut -f1) + 200000 ))k /tmp", "fill")
+    for _ in range(10):  # until the head has told its dashboard
+        if room.away("full", config, *STUDY, "--dry-run")[0]:
+            break
+        time.sleep(2)
+    room.ssh(room.head, "mount -o remount,size=4g /tmp", "empty")
+    absent = shared / "absent.yaml"
+    absent.write_text(Path(config).read_text().replace(f"head_ip: {room.head}", f"head_ip: {NET}.99"))
+    room.away("absent", str(absent), *STUDY)
+    room.down(config)
+
+
+def rehearse_quickly(shared: Path) -> None:
+    """`ray up` to `ray down`: what a study needs, and no more."""
+    room, config = Room(shared), derived(shared)
+    config.write_text(re.sub(r"- PORT=5000.*", "- 'true'", config.read_text()))  # no tracking server
+    if room.up(str(config)):
+        room.disturbed(str(config), "--seeds", "2", "--set", "training.pause=0.6")
+        room.down(str(config))
+
+
+def rehearsed(how: str, hosts: int, shared: Path) -> dict[str, Any]:
+    with open(shared / "outer.log", "w") as log:
+        done = subprocess.run(
+            [sys.executable, __file__, str(hosts), str(shared), "--", sys.executable, __file__, how, str(shared)],
+            stdout=log,
+            stderr=log,
+            timeout=3000,
+        )
+    assert done.returncode == 0, (shared / "outer.log").read_text()[-3000:]
+    return json.loads((shared / "report.json").read_text()) | {"folder": str(shared)}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if reason := lacking():
         pytest.skip(reason)
-    shared = tmp_path_factory.mktemp("shared")
-    with open(shared / "outer.log", "w") as log:
-        done = subprocess.run(
-            [sys.executable, __file__, "3", str(shared), "--", sys.executable, __file__, "--rehearse", str(shared)],
-            stdout=log,
-            stderr=log,
-            timeout=900,
-        )
-    assert done.returncode == 0, (shared / "outer.log").read_text()[-3000:]
-    return json.loads((shared / "report.json").read_text()) | {"folder": str(shared)}
+    return rehearsed("--rehearse", 3, tmp_path_factory.mktemp("shared"))
+
+
+def outcome_of(report: dict[str, Any]) -> dict[str, Any]:
+    log = (Path(report["folder"]) / "study.log").read_text()
+    assert report["study"]["code"] == 0, log[-3000:]
+    assert report["study"]["tunnels"] == 1 and log.count("start  plain seed 0") == 1, "printed once"
+    return json.loads((Path(report["folder"]) / "laptop/outcome.json").read_text())
+
+
+def test_a_study_through_ssh_while_a_host_and_the_tunnel_die(tmp_path: Path):
+    """The short rehearsal, wherever the tools are: two hosts, one study through `--on`."""
+    if reason := lacking(labs=False):
+        pytest.skip(reason)
+    report = rehearsed("--quickly", 2, tmp_path)
+    assert report["up"]["code"] == 0, (tmp_path / "up.log").read_text()[-3000:]
+    cells = [cell for arm in outcome_of(report)["arms"] for cell in arm["cells"]]
+    assert len(cells) == 4 and all(cell["status"] == "done" for cell in cells)
+    assert "report.html" in report["readable"] and report["token_printed"] == []
+    code, said = report["after_down_said"]
+    assert code == 2 and "answers over SSH, and Ray's dashboard there does not" in said, said
 
 
 def test_up_starts_ray_on_every_host(report: dict[str, Any]):
     log = (Path(report["folder"]) / "up.log").read_text()
     assert report["up"]["code"] == 0, log[-3000:]
-    assert report["hosts"] == ["host0", "host1", "host2"], report["hosts"]
+    assert report["job_hosts"] == ["host0", "host1", "host2"], report["job_hosts"]
 
 
 def test_a_neighbour_runs_nothing(report: dict[str, Any]):
@@ -368,7 +467,31 @@ def test_mlflow_answers_on_the_head_alone(report: dict[str, Any]):
 
 
 def test_a_killed_worker_comes_back(report: dict[str, Any]):
-    assert report["hosts_again"] == ["host0", "host1", "host2"], report["hosts_again"]
+    assert report["back_hosts"] == ["host0", "host1", "host2"], report["back_hosts"]
+
+
+def test_a_study_goes_on_without_a_host_and_without_its_tunnel(report: dict[str, Any]):
+    """In mid-study a worker's Ray was killed, and so was the SSH that followed it; the one command ended well."""
+    outcome = outcome_of(report)
+    cells = [cell for arm in outcome["arms"] for cell in arm["cells"]]
+    assert len(cells) == 8 and all(cell["status"] == "done" for cell in cells)
+    assert re.fullmatch("[0-9a-f]{40}", outcome["commit"])
+    assert report["runs"] == ["9"], "in the tracking server on the head: the study and its eight cells"
+    code, said = report["again_said"]
+    assert code == 0 and "8 done, 0 to run" in said
+
+
+def test_results_stay_when_the_cluster_is_gone(report: dict[str, Any]):
+    assert {"report.html", "table.md", "outcome.json"} <= set(report["readable"])
+    assert (Path(report["folder"]) / "results/away/report.html").read_text()
+    code, said = report["after_down_said"]
+    assert code == 2 and "answers over SSH, and Ray's dashboard there does not" in said, said
+
+
+def test_a_full_disk_and_an_absent_head_are_said(report: dict[str, Any]):
+    for name, words in (("full", "MiB free in"), ("absent", "does not answer over SSH")):
+        code, said = report[f"{name}_said"]
+        assert code == 2 and words in said and len(said.splitlines()) == 1, said
 
 
 def test_down_ends_ray(report: dict[str, Any]):
@@ -380,6 +503,9 @@ def main() -> int:
         be_host(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     if sys.argv[1] == "--rehearse":
         rehearse(Path(sys.argv[2]))
+        return 0
+    if sys.argv[1] == "--quickly":
+        rehearse_quickly(Path(sys.argv[2]))
         return 0
     if sys.argv[1] == "--inside":
         return machine_room(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[5:])

@@ -9,6 +9,7 @@
 #               or a URL of your own database without a password in it (PGPASSFILE holds that)
 #   ARTIFACTS   where artifacts go: a folder or s3://, gs://, abfss://      ($PALIMPSEST_OUT/mlflow-artifacts)
 #   BACKUPS     where backup.sh writes, and what a fresh head is restored from  ($PALIMPSEST_OUT/mlflow-backups)
+#   PATIENCE    seconds until it must answer (120)
 #   HOST, PORT  127.0.0.1, 5000.  Another HOST opens the server to that network, with its password, without TLS
 set -euo pipefail
 umask 077
@@ -56,12 +57,12 @@ else
     < /dev/null >> "$home/mlflow.log" 2>&1 &
 fi
 
-for _ in $(seq 240); do
+for _ in $(seq $((2 * ${PATIENCE:-120}))); do
   if curl -fsS -m 2 "http://127.0.0.1:${PORT:-5000}/health" > /dev/null 2>&1; then
     echo "up.sh: MLflow answers on ${HOST:-127.0.0.1}:${PORT:-5000}, on ${backend%%:*}"
     exit 0
   fi
   sleep 0.5
 done
-echo "up.sh: MLflow has not answered for two minutes; journalctl -u mlflow, or $home/mlflow.log" >&2
+echo "up.sh: MLflow has not answered for ${PATIENCE:-120} s; journalctl -u mlflow, or $home/mlflow.log" >&2
 exit 1

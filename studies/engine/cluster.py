@@ -8,16 +8,18 @@ nowhere on the disk; a cluster that is joined is asked for with the user's token
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from studies.engine.growth import Nodes, largest
 from studies.engine.halt import Halt
 from studies.engine.provenance import ROOT
 from studies.engine.study import BadInput, Resources, Study
@@ -36,6 +38,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",           # leave CUDA_VISIBLE_DEVICES alone in tasks without a GPU
     "TOKENIZERS_PARALLELISM": "false",                   # one thread a worker means one
 }
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"     # Ray's, in the environment of a job that was submitted
 
 
 STARTS = 3                              # of a local Ray, before it is given up
@@ -50,23 +53,27 @@ def settle_environment() -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node; `largest` those of each node that there would be
-    if an autoscaler made the cluster as large as it may, () where none does."""
+    """What there is to run on.  `nodes` are (CPUs, GPUs) of each node; `largest` those of each node that an autoscaler
+    may add, with what is there, `at_once` of them at most; () where none does."""
 
     address: str                        # host:port, or "local"
-    nodes: tuple[tuple[float, float], ...]
-    largest: tuple[tuple[float, float], ...] = ()
+    nodes: Nodes
+    largest: Nodes = ()
+    at_once: int = 0                    # 0: all of them
+
+    @property
+    def cpus(self) -> float:
+        return self._most(cpus for cpus, _ in self.largest) or sum(cpus for cpus, _ in self.nodes)
 
     @property
     def gpus(self) -> float:
-        return sum(gpus for _, gpus in self.largest or self.nodes)
+        return self._most(gpus for _, gpus in self.largest) or sum(gpus for _, gpus in self.nodes)
 
     @property
     def words(self) -> str:
         where = "this machine" if self.address == "local" else f"the Ray cluster at {self.address}"
         grown = ", grown as far as it may," if self.largest else ""
-        nodes = self.largest or self.nodes
-        return f"{where}{grown} ({sum(cpus for cpus, _ in nodes):g} CPUs, {self.gpus:g} GPUs)"
+        return f"{where}{grown} ({self.cpus:g} CPUs, {self.gpus:g} GPUs)"
 
     def slots(self, resources: Resources) -> int:
         """How many workers fit now, node by node."""
@@ -74,7 +81,7 @@ class Cluster:
 
     def most(self, resources: Resources) -> int:
         """How many workers fit once an autoscaler has done what it may."""
-        return max(self.slots(resources), sum(_fit(cpus, gpus, resources) for cpus, gpus in self.largest))
+        return max(self.slots(resources), int(self._most(_fit(cpus, gpus, resources) for cpus, gpus in self.largest)))
 
     def trials(self, resources: Resources) -> int:
         """How many trials can run at once.   BadInput: not one, ever."""
@@ -84,6 +91,10 @@ class Cluster:
                            f"{self.words} can never hold that.  --workers sets the workers of a trial, "
                            "--scale a smaller recipe")
         return max(1, self.slots(resources) // resources.workers)
+
+    def _most(self, of_nodes: Iterable[float]) -> float:
+        """The most that as many nodes may have together as there may be at once."""
+        return sum(sorted(of_nodes, reverse=True)[:self.at_once or None])
 
 
 def _fit(cpus: float, gpus: float, resources: Resources) -> int:
@@ -116,19 +127,7 @@ def shape(address: str) -> Cluster:
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), _largest())
-
-
-def _largest() -> tuple[tuple[float, float], ...]:
-    """The nodes that an autoscaler may make of the cluster, as far as it has told Ray; () where there is none."""
-    from ray._private.state import state
-
-    try:                                # there is no public way; without this one, a cluster counts as it is
-        groups = state.get_cluster_config().node_group_configs        # type: ignore[union-attr]
-        return tuple((float(group.resources.get("CPU", 0)), float(group.resources.get("GPU", 0)))
-                     for group in groups for _ in range(min(max(group.max_count, 0), 10_000)))
-    except Exception:
-        return ()
+    return Cluster(address, tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), *largest())
 
 
 def join(address: str) -> None:
@@ -154,8 +153,7 @@ def _connect(address: str, extra: Mapping[str, str]) -> Any:
     import ray
 
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
-                    runtime_env={"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"],
-                                 "env_vars": {name: os.environ[name] for name in SETTINGS} | extra})
+                    runtime_env=_environment(extra))
 
 
 def _has_state_api(context: Any) -> bool:
@@ -172,6 +170,15 @@ def _has_state_api(context: Any) -> bool:
         return context.address_info["node_id"] in {node.node_id for node in there}
     except Exception:                    # nobody answers, or not to us
         return False
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, Any]:
+    """What workers run in: this tree, our settings; of a submitted job only what it does not have already, since Ray
+    takes nothing twice."""
+    job = json.loads(os.environ.get(IN_A_JOB) or "{}").get("runtime_env", {})
+    settings = {name: os.environ[name] for name in SETTINGS} | dict(extra)
+    tree = {} if job.get("working_dir") else {"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"]}
+    return tree | {"env_vars": {name: value for name, value in settings.items() if name not in job.get("env_vars", {})}}
 
 
 def start_local(resources: Resources) -> None:

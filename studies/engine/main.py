@@ -24,6 +24,7 @@ from rich.text import Text
 
 from studies.engine import formats, page, report, rounds, search_page
 from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
+from studies.engine.cluster_file import elsewhere
 from studies.engine.guardian import Guardian, leading
 from studies.engine.halt import Halt, disk_full
 from studies.engine.ledger import Ledger
@@ -55,9 +56,10 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
             "--set", help="path=value, in every arm; again for more.")] = None,
         workers: Annotated[int | None, typer.Option(help="Workers per trial, joined by Ray Train.")] = None,
         out: Annotated[Path, typer.Option(
-            help="Where results go; on a cluster, where every node sees it.")] = Path("results"),
+            envvar="PALIMPSEST_OUT", help="Where results go; on a cluster, where every node sees it.")] =
+        Path("results"),
         store: Annotated[str | None, typer.Option(
-            help="Where stages go: a folder or a URL; without it, OUT/stages.")] = None,
+            envvar="PALIMPSEST_STORE", help="Where stages go: a folder or a URL; without it, OUT/stages.")] = None,
         json: Annotated[Path | None, typer.Option(help="Write the outcome here, for programs.")] = None,
         decide: Annotated[bool, typer.Option(
             "--decide", help="Add seeds until each arm is decided, hopeless, or has --seeds (20).")] = False,
@@ -68,17 +70,22 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
             help="Search the optimizer's settings inside each arm first, with so many points an arm.")] = None,
         report: Annotated[bool, typer.Option(
             "--report", help="Print the table from what is recorded; run nothing.")] = False,
+        on: Annotated[str | None, typer.Option(
+            envvar="PALIMPSEST_ON", help="A cluster's file, or the URL of its dashboard: the same command, there.")] =
+        None,
+        stop: Annotated[bool, typer.Option("--stop", help="With --on: end what this command runs there.")] = False,
     ) -> None:
-        raise typer.Exit(conduct(study, Options(
+        options = Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
             workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
-            decide=decide, hours=hours, price=price, tune=tune)))
+            decide=decide, hours=hours, price=price, tune=tune)
+        raise typer.Exit(conduct(study, options, on, stop))
 
     app(args=arguments, prog_name=f"{study.name}.py")
 
 
-def conduct(study: Study, options: Options) -> int:
-    """Everything between the command line and the exit code."""
+def conduct(study: Study, options: Options, on: str | None = None, stop: bool = False) -> int:
+    """Everything between the command line and the exit code; on the cluster that `on` names, where it is not here."""
     began = time.time()
     settle_environment()
     before = signal.signal(signal.SIGTERM, _as_interrupt)
@@ -86,6 +93,10 @@ def conduct(study: Study, options: Options) -> int:
     if not console.is_terminal:
         console.width = 160             # a log has no edge that a table could respect
     try:
+        if (there := elsewhere(on, stop)) is not None:
+            from studies.engine import remote
+
+            return remote.conduct(study, options, there, stop)
         check(study, options)
         if options.tune is not None:
             from studies.engine.tuning import nuisance

@@ -1,6 +1,7 @@
 """What was typed, checked, and made into a plan: everything that can be wrong is said here, before anything starts."""
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from studies.engine.budget import Budget
-from studies.engine.cluster import Cluster, choose_scale
+from studies.engine.cluster import IN_A_JOB, Cluster, choose_scale
 from studies.engine.decide import FIRST, Rule
 from studies.engine.ledger import Ledger
 from studies.engine.plan import Plan, make_plan
+from studies.engine.provenance import ROOT
 from studies.engine.rounds import first_seeds, remembered
 from studies.engine.study import BadInput, Checks, Study, Watch
 from trainables.config import ConfigError, near
@@ -64,6 +66,9 @@ def check(study: Study, options: Options) -> None:
             raise BadInput(f"--arms: {study.name} has no arm {name!r}{near(name, study.arms)}")
     if options.test_data is not None and options.data is None:
         raise BadInput("--test-data goes with a --data file")
+    if IN_A_JOB in os.environ and options.out.is_relative_to(ROOT):
+        raise BadInput(f"--out: {options.out} goes when this job does; name a folder that all of the cluster's "
+                       "machines see, or set PALIMPSEST_OUT where Ray is started")
     for folder, flag in ((options.out, "--out"), (options.json.absolute().parent if options.json else None, "--json")):
         try:
             if folder is not None:

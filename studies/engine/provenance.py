@@ -1,12 +1,17 @@
-"""Where a result came from: the commit, and what the tree said besides."""
+"""Where a result came from: the commit, and what the tree said besides.
+
+A tree that was sent to a cluster has no repository; it carries a file that says both.
+"""
 
 import hashlib
+import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 500_000                       # characters of a diff that are kept
+CARRIED = ".provenance.json"            # what a sent tree says of itself
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Code:
 
 def code(root: Path = ROOT) -> Code:
     """The state of the repository that this file lies in; commit "unknown" outside of one."""
+    if (root / CARRIED).exists():
+        return Code(**json.loads((root / CARRIED).read_text(encoding="utf-8")))
     commit = _git(root, "rev-parse", "HEAD").strip()
     if not commit:
         return Code("unknown", "")

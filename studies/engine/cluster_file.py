@@ -1,0 +1,147 @@
+"""A cluster's file, as `ray up` reads it: what is wrong with it is said in one sentence, before anything is asked.
+
+    cluster/gpu.yaml -> a mapping -> no placeholder left -> Ray's own schema -> the user's key and token are there
+
+Also, of a machine: whether it is the head of that cluster, where a command runs in place.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studies.engine.cluster import IN_A_JOB, quiet
+from studies.engine.study import BadInput
+from trainables.config import join, near
+
+# What stands in the files of cluster/ where a user must choose: addresses of documentation, numbers of zeros.
+PLACEHOLDER = re.compile(r"\b(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+\b|\b(ami|sg|subnet|fs|vpc)-0{8}\w*"
+                         r"|\b0{8}-0{4}-\S+|\bpalimpsest-0{12}\S*|\bmy-project\b|\bexample\.(org|com|net)\b")
+ON_THE_HEAD = "~/ray_bootstrap_config.yaml"             # what `ray up` leaves there
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """What a cluster's file says, checked."""
+
+    path: str                           # as it was typed
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.config["cluster_name"]
+
+    @property
+    def provider(self) -> dict[str, Any]:
+        return self.config["provider"]
+
+    @property
+    def port(self) -> int:
+        """Of Ray's dashboard on the head."""
+        commands = " ".join(map(str, self.config.get("head_start_ray_commands", ())))
+        typed = re.search(r"--dashboard-port[= ](\d+)", commands)
+        return int(typed[1]) if typed else 8265
+
+    @cached_property
+    def token_file(self) -> Path | None:
+        """The file that `ray up` copies as Ray's token."""
+        return next((Path(source).expanduser() for target, source in self.config.get("file_mounts", {}).items()
+                     if target.endswith("/.ray/auth_token")), None)
+
+
+def read(typed: str) -> ClusterFile:
+    """The file, if Ray would take it and this machine can use it.   BadInput"""
+    path = Path(typed).expanduser()
+    if not path.is_file():
+        there = [each.name for each in path.parent.glob("*.yaml")]
+        raise BadInput(f"--on {typed}: no such file{near(path.name, there)}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise BadInput(f"--on {typed}{f', line {mark.line + 1}' if mark else ''}: not YAML: "
+                       f"{getattr(error, 'problem', None) or error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("provider", {}), dict):
+        raise BadInput(f"--on {typed}: not a cluster's file, which `ray up` takes")
+    holes = [(where, found[0]) for where, text in leaves(config) if (found := PLACEHOLDER.search(text))]
+    if holes:
+        more = f", and {len(holes) - 1} more" if len(holes) > 1 else ""
+        aws = " (on AWS, cluster/aws.yaml writes them)" if config.get("provider", {}).get("type") == "aws" else ""
+        raise BadInput(f"--on {typed}: {holes[0][0]}: {holes[0][1]} stands in for yours{more}; the lines that say "
+                       f"CHOOSE want your values{aws}")
+    check_schema(typed, config)
+    key = config.get("auth", {}).get("ssh_private_key")
+    if key is not None and not Path(key).expanduser().is_file():
+        raise BadInput(f"--on {typed}: auth.ssh_private_key: there is no {key} on this machine")
+    return ClusterFile(typed, config)
+
+
+def check_schema(typed: str, config: dict[str, Any]) -> None:
+    """BadInput: Ray would not take it."""
+    import jsonschema
+
+    known = schema()
+    for required in known["required"]:
+        if required not in config:
+            close = near(required, config.keys() - known["properties"]).replace("did you mean", "is it")
+            raise BadInput(f"--on {typed}: {required} is missing{close if 'is it' in close else ''}")
+    for word in config.keys() - known["properties"].keys():
+        raise BadInput(f"--on {typed}: Ray knows no {word!r}{near(str(word), known['properties'])}")
+    try:
+        with quiet(None):
+            from ray.autoscaler._private.util import prepare_config, validate_config
+
+            validate_config(prepare_config(config))
+    except jsonschema.ValidationError as error:
+        where = ".".join(map(str, error.absolute_path))
+        raise BadInput(f"--on {typed}: {where + ': ' if where else ''}{error.message.splitlines()[0][:200]}") from None
+    except Exception as error:          # Ray's aborts, ValueErrors, KeyErrors of what it takes for granted
+        raise BadInput(f"--on {typed}: Ray does not take it: {' '.join(str(error).split())[:200]}") from None
+
+
+def schema() -> dict[str, Any]:
+    """Ray's schema of cluster files."""
+    import importlib.resources
+    import json
+
+    return json.loads(importlib.resources.files("ray.autoscaler").joinpath("ray-schema.json").read_text())
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, text) of all that is written in a config."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, join(path, str(name)))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{number}]")
+    elif isinstance(value, str):
+        yield path, value
+
+
+def elsewhere(on: str | None, stop: bool = False) -> str | None:
+    """What `--on` says, where that is not the machine on which it is typed.   BadInput"""
+    if on is None:
+        if stop:
+            raise BadInput("--stop ends what runs on a cluster: --on says which")
+        return None
+    if os.environ.get(IN_A_JOB) is not None or is_head_of(on):
+        return None
+    if os.environ.get("RAY_ADDRESS"):
+        raise BadInput(f"--on {on} and RAY_ADDRESS={os.environ['RAY_ADDRESS']} both name a cluster; unset RAY_ADDRESS")
+    return on
+
+
+def is_head_of(on: str) -> bool:
+    """Whether this machine is the head of the cluster of that file."""
+    try:
+        names = [yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))["cluster_name"]
+                 for path in (on, ON_THE_HEAD)]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return False
+    return names[0] == names[1]
