@@ -12,8 +12,7 @@ compiles again and comes out as if it had not stopped.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -36,8 +35,6 @@ def compile_networks(model: nn.Module) -> None:
             network.compile(dynamic=False)             # training has two shapes: the whole batch, and its first half
 
 
-@contextmanager
-def eager() -> Iterator[None]:
-    """Inside, compiled networks run as they were: other shapes would be compiled anew, each for a few calls."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def eager(compiled: bool = True) -> AbstractContextManager[object]:
+    """Inside, `compiled` networks run as they were: other shapes would be compiled anew, each for a few calls."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()     # to ask loads the compiler: 1 s

@@ -137,7 +137,7 @@ def train(model: nn.Module, batches: Batches, cfg: Training, *, seed: int, out: 
     del saved
 
     # -- the loop
-    if compiles(device, cfg.steps, context.compile_from):
+    if compiled := compiles(device, cfg.steps, context.compile_from):
         compile_networks(model)
     set_training(model)
     while step < cfg.steps:
@@ -166,7 +166,7 @@ def train(model: nn.Module, batches: Batches, cfg: Training, *, seed: int, out: 
         if done or step % cfg.record_every == 0:
             metrics |= named("train", meter.means(step, cfg.batch) | {"lr": rate})
         if validate is not None and (done or step % cfg.validate_every == 0):
-            with meter.paused(), averaged(average), eager():
+            with meter.paused(), averaged(average), eager(compiled):
                 metrics |= named("valid", validation(model, validate, cfg, seed, device, numbers, parallel))
             set_training(model)
         if metrics:
