@@ -17,6 +17,7 @@ from trainables.config import override
 from trainables.randomness import step_rng
 from trainables.stages import Context
 from trainables.training.average import NoAverage
+from trainables.training.compiling import eager
 from trainables.training.state import trainable
 from trainables.training.train import Training, arithmetic, set_training, train
 from trainables.trial import Trial
@@ -66,15 +67,15 @@ class Ours:
                 pass
         return (marks[1] - marks[0]) / steps
 
-    def compile(self, how: str) -> None:
-        """Have torch compile the network, its layers, or the network as CUDA graphs."""
-        network = getattr(self.system.network, "model", self.system.network)
-        network = getattr(network, "base_model", network)
-        if how in ("network", "graphs"):
-            network.compile(dynamic=False, mode="reduce-overhead" if how == "graphs" else "default")
-        elif how == "layers":
-            for layer in getattr(network, "encoder", network).layer if hasattr(network, "encoder") else network.layers:
-                layer.compile(dynamic=False)
+    def profile(self, steps: int, rows: int) -> str:
+        """Where the time of some steps goes, by kernel and operation, and what the host spends on asking for them."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            self.run(steps)
+        found = seen.key_averages()
+        return found.table(sort_by="self_device_time_total", row_limit=rows, max_name_column_width=90) + found.table(
+            sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=60)
 
     def flops(self) -> float:
         """Of the products in one step, forwards and backwards, self-conditioning included."""
@@ -82,7 +83,7 @@ class Ours:
         numbers = arithmetic(self.training.precision, device)
         batch = self.batches.take(torch.arange(self.batch) % len(self.batches)).to(device)
         set_training(self.system.to(device))
-        with FlopCounterMode(display=False) as counter:
+        with eager(), FlopCounterMode(display=False) as counter:
             with torch.autocast(device.type, numbers, enabled=numbers != torch.float32):
                 loss = self.system.loss(batch, 0.5, step_rng(0, 0, device))["loss"]
             loss.backward()

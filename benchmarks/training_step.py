@@ -63,10 +63,9 @@ def compare(system: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Measure one system; print it, and return the record."""
     device, numbers = torch.device(asked.device), NUMBERS[asked.dtype]
     with tempfile.TemporaryDirectory(prefix="training-step-") as scratch:
-        context = Context(Store(Path(scratch) / "stages"), device=device)
+        context = Context(Store(Path(scratch) / "stages"), device=device, compile_from=0 if asked.eager else 2_000)
         recipe = trial(system, asked.size, Path(scratch), context.store, asked.lengths)
         mine = Ours(recipe, context, asked.batch, asked.dtype)
-        mine.compile(asked.compile)
         clock = Clock(device)
         theirs: Reference = reference(system, mine, SHAPES[asked.size], Path(scratch), clock, numbers)
         sides = {"ours": Side(mine.run, mine.tokens), "reference": Side(theirs.run, theirs.tokens)}
@@ -82,8 +81,12 @@ def compare(system: str, asked: argparse.Namespace) -> dict[str, Any]:
         total = sum(sum(parts) for parts in clock.parts.values())
         shares = {name: 100 * sum(parts) / total for name, parts in clock.parts.items()}
         flops, top = mine.flops(), ceiling(device, numbers)
+        if asked.profile:
+            with open(asked.profile, "a") as file:
+                file.write(f"{system}\n{mine.profile(3, 25)}\n")
     record = {
         "system": system, "size": asked.size, "dtype": asked.dtype, "batch": mine.batch, "lengths": asked.lengths,
+        "eager": asked.eager or device.type == "cpu",
         "ratio": sides["reference"].median / sides["ours"].median,
         "useful_ratio": sides["ours"].tokens / sides["ours"].median
         / (sides["reference"].tokens / sides["reference"].median),
@@ -100,7 +103,8 @@ def compare(system: str, asked: argparse.Namespace) -> dict[str, Any]:
 def tell(record: dict[str, Any], original: dict[str, float]) -> None:
     """A system's lines."""
     ours, theirs = record["ours"], record["reference"]
-    print(f"{record['system']}  {record['size']}  {record['dtype']}  batch {record['batch']}  "
+    how = "eager" if record["eager"] else "compiled"
+    print(f"{record['system']}  {record['size']}  {record['dtype']}  {how}  batch {record['batch']}  "
           f"{record['parameters'] / 1e6:.1f} M trained")
     for name, side in (("ours", ours), ("reference", theirs)):
         print(f"  {name:<10}{1e3 * side['seconds']:10.1f} ms ({1e3 * min(side['rounds']):.1f} .. "
@@ -121,7 +125,8 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SHAPES), default="small")
     parser.add_argument("--dtype", choices=list(NUMBERS), default="float32")
     parser.add_argument("--tf32", action="store_true", help="let both make float32 products with 10 bits of mantissa")
-    parser.add_argument("--compile", choices=["no", "network", "graphs", "layers"], default="no", help="ours")
+    parser.add_argument("--eager", action="store_true", help="ours is not compiled, as a short training is not")
+    parser.add_argument("--profile", type=Path, help="write there where the time of ours goes")
     parser.add_argument("--lengths", choices=list(LENGTHS), default="", help="of the texts; else the size's own")
     parser.add_argument("--batch", type=int, default=0, help="0: the recipe's on a GPU, 16 on a CPU")
     parser.add_argument("--repeats", type=int, default=5)

@@ -332,6 +332,10 @@ class DiffusionBertSystem(nn.Module):
         """Words up to the first end token."""
         return self.words.texts(x)
 
+    def compilable(self) -> list[nn.Module]:
+        """The language model without its head, which is asked about another number of places each time."""
+        return [self.network.model.base_model]
+
     # ---------------------------------------------------------------- data
 
     def batches(self, split: str) -> Batches:

@@ -309,6 +309,10 @@ class Ld4lgSystem(nn.Module):
         """What the language model writes, having read the last state."""
         return self.space.write(x, self.space.valid(batch, len(x)), self.cfg.decoding)
 
+    def compilable(self) -> list[nn.Module]:
+        """The network."""
+        return [self.network]
+
     # ---------------------------------------------------------------- data
 
     def batches(self, split: str) -> LatentSplit:

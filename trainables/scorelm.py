@@ -415,6 +415,10 @@ class ScoreLmSystem(nn.Module):
             ids = ids if batch.given is None else torch.where(batch.given, batch.ids, ids)
         return self.pieces.texts(ids.tolist())
 
+    def compilable(self) -> list[nn.Module]:
+        """The network."""
+        return [self.network]
+
     # ---------------------------------------------------------------- data
 
     def documents(self, split: str) -> Documents:

@@ -188,6 +188,7 @@ class Context:
     record: Callable[[int, Mapping[str, float]], None] = _silent     # (step, {"valid/loss": .41}) -> None
     should_stop: Callable[[], bool] = _never                         # asked between steps; True ends the run, resumable
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compile_from: int = 2_000                                        # steps of a training on a GPU; 0: none is compiled
     parallel: Parallel = ALONE                                       # the group that makes this stage, not its needs
 
     def get(self, stage: Stage, make: Make | None = None) -> Path:

@@ -8,12 +8,12 @@ Shapes: B sequences, L positions, D features, V words.  Time is a field over pos
 clean text and 1 is pure noise, and a prompt is a place where t = 0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.randomness import Rng
 
@@ -72,6 +72,15 @@ class Diagnoses(Protocol):
 
     def diagnose(self) -> Mapping[str, Tensor]:
         """Scalars by name, asked at each validation, on the averaged weights, in eval mode, without gradients."""
+        ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """A model with networks that a compiler may fuse: tensors in, tensors out, no chance in them but dropout."""
+
+    def compilable(self) -> Sequence[nn.Module]:
+        """Those networks; they are called as they are, never method by method."""
         ...
 
 

@@ -208,6 +208,10 @@ class TEncDMSystem(nn.Module):
         logits = self.reader(self.encodings.denormalise(x), *source_of(self.cfg.reads_source, batch))
         return self.encodings.texts(logits.argmax(-1))
 
+    def compilable(self) -> list[nn.Module]:
+        """The network."""
+        return [self.network]
+
     # ---------------------------------------------------------------- data
 
     def batches(self, split: str) -> Batches:

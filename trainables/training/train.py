@@ -29,6 +29,7 @@ from trainables.stages import Context
 from trainables.system import Batch, Diagnoses, Trains
 from trainables.training.average import Ema, NoAverage, PowerEma, averaged
 from trainables.training.batches import Batches, Feed
+from trainables.training.compiling import compile_networks, compiles, eager
 from trainables.training.learning_rate import Constant, Cosine, Linear
 from trainables.training.meter import Diverged, Meter
 from trainables.training.optimizers import AdamW, Lion
@@ -136,6 +137,8 @@ def train(model: nn.Module, batches: Batches, cfg: Training, *, seed: int, out: 
     del saved
 
     # -- the loop
+    if compiled := compiles(device, cfg.steps, context.compile_from):
+        compile_networks(model)
     set_training(model)
     while step < cfg.steps:
         for micro in range(cfg.accumulate):
@@ -163,7 +166,7 @@ def train(model: nn.Module, batches: Batches, cfg: Training, *, seed: int, out: 
         if done or step % cfg.record_every == 0:
             metrics |= named("train", meter.means(step, cfg.batch) | {"lr": rate})
         if validate is not None and (done or step % cfg.validate_every == 0):
-            with meter.paused(), averaged(average):
+            with meter.paused(), averaged(average), eager(compiled):
                 metrics |= named("valid", validation(model, validate, cfg, seed, device, numbers, parallel))
             set_training(model)
         if metrics:
