@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 
@@ -31,7 +31,7 @@ from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.encoders import imported
 from trainables.text.pieces import imported_pieces
 from trainables.text.rows import Row
-from trainables.training.train import Training, load_weights, train
+from trainables.training.train import Training, arithmetic, load_weights, train
 
 System = TEncDM | Ld4lg | DiffusionBert | ScoreLm       # the closed set of systems: a sixth is one more name here
 
@@ -194,7 +194,10 @@ class Sampled:
         if mask is not None:
             drawn = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
             batch = drawn if batch is None else replace(drawn, source=batch.source, label=batch.label)
-        return cast(Any, system).decode(*sample(cast(Any, system), self.sampling, shape, rng, batch), batch)
+        numbers = arithmetic(self.checkpoint.training.precision, context.device)      # what the network has learned in
+        with torch.autocast(context.device.type, numbers, enabled=numbers != torch.float32):
+            walked = sample(system, self.sampling, shape, rng, batch)
+        return system.decode(*walked, batch)
 
 
 def conditions_of(batch: Batch) -> Batch:
