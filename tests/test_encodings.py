@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import trainables.text.encodings
 from trainables.config import ConfigError
 from trainables.stages import Context, Store, upstream
 from trainables.text.corpora import Stories, read_rows, read_texts
@@ -25,6 +26,7 @@ from trainables.text.encoders import (
     imported,
 )
 from trainables.text.encodings import EncodedTexts, Encodings, EncodingStatistics, write_encodings
+from trainables.training.batches import Movable
 from trainables.training.learning_rate import Constant
 from trainables.training.optimizers import AdamW
 from trainables.training.train import Training
@@ -65,6 +67,21 @@ def is_special(encodings: Encodings, ids: torch.Tensor) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------- the cache
+
+
+@pytest.mark.parametrize("encoder", [FAMILIES[0], ENCODERS[4]], ids=name)
+def test_examples_that_a_device_holds_are_those_of_the_cache(encoder, context, monkeypatch):
+    """Copied in parts, sources too; what is taken is the same bits."""
+    monkeypatch.setattr(trainables.text.encodings, "EXAMPLES_AT_ONCE", 7)
+    split = load(encoder, context, source_length=10).batches("train")
+    held, some = split.on(torch.device("cpu")), torch.tensor([5, 299, 0, 5])
+    assert isinstance(split, Movable) and not isinstance(held.ids.values, np.ndarray)
+    for mine, other in ((split.take(some), held.take(some)), (split.take(some).source, held.take(some).source)):
+        assert mine is not None and other is not None and mine.encodings is not None and other.encodings is not None
+        assert torch.equal(mine.ids, other.ids) and torch.equal(mine.mask, other.mask)
+        assert torch.equal(mine.encodings, other.encodings)
+    own = sum(part.nbytes for part in (split.ids.values, split.mask.values))
+    assert split.size() > own and held.size() == split.size()
 
 
 @everyone

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from toy import Rows, Toy, recipe
 
 from trainables.config import ConfigError
+from trainables.randomness import Rng
 from trainables.stages import Context, Store
+from trainables.training import compiling
 from trainables.training.average import Ema, NoAverage, PowerEma, averaged
 from trainables.training.batches import Feed, Order
 from trainables.training.learning_rate import Cosine
@@ -357,3 +359,25 @@ def test_what_a_gpu_would_be_fed_is_what_a_cpu_gets(monkeypatch):
     ahead = Feed(Rows(30), **arguments, device=torch.device("cuda"))
     for at in [(0, 0), (0, 1), (1, 0), (5, 1), (6, 0), (6, 0), (6, 1)]:
         assert torch.equal(plain.at(*at).ids, ahead.at(*at).ids)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_first_share_of_a_batch_is_the_first_rows_of_each_part(share, parts):
+    """Counted on the host, it is what a device would count; and all parts together have the global batch's share."""
+    rows, mine = 12, []
+    for part in range(parts):
+        rng = Rng(torch.Generator().manual_seed(0), part, parts)
+        among = rng.rows(rows) < share * rows * parts
+        mine.append(rng.leading(rows, share))
+        assert torch.equal(among, torch.arange(rows) < mine[-1])
+    assert sum(mine) == math.ceil(round(share * rows * parts, 9))
+
+
+@pytest.mark.parametrize("device, steps, least, triton, able", [
+    ("cuda", 2_000, 2_000, True, True), ("cuda", 1_999, 2_000, True, False), ("cuda", 2_000, 0, True, False),
+    ("cuda", 2_000, 2_000, False, False), ("cpu", 1_000_000, 1, True, False)])
+def test_long_trainings_on_a_gpu_are_compiled_where_that_is_possible(device, steps, least, triton, able, monkeypatch):
+    monkeypatch.setattr(compiling, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: "/usr/bin/cc")
+    assert compiling.compiles(torch.device(device), steps, least) == able

@@ -23,7 +23,7 @@ from trainables.stages import Context
 from trainables.system import Batch
 from trainables.text.rows import Row
 from trainables.training.train import load_weights
-from trainables.trial import Sampled, check_stepper, drawn
+from trainables.trial import Sampled, check_stepper
 
 
 class Generator:
@@ -105,7 +105,7 @@ class Generator:
             source, labels = self.conditions(sources, label)
             batch = Batch(ids=torch.zeros(shape, dtype=torch.long), mask=torch.ones(shape, dtype=torch.bool),
                           source=source, label=None if labels is None else labels.expand(rows)).to(self.device)
-        return drawn(self.system, self.sampled.sampling, shape, rng, batch)
+        return self.sampled.drawn(self.system, shape, rng, batch)
 
     def conditions(self, sources: Sequence[str], label: str | None) -> tuple[Batch | None, torch.Tensor | None]:
         """Sources as the system reads them, and the class's number [1]."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 
@@ -31,7 +31,7 @@ from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.encoders import imported
 from trainables.text.pieces import imported_pieces
 from trainables.text.rows import Row
-from trainables.training.train import Training, load_weights, train
+from trainables.training.train import Training, arithmetic, load_weights, train
 
 System = TEncDM | Ld4lg | DiffusionBert | ScoreLm       # the closed set of systems: a sixth is one more name here
 
@@ -194,20 +194,23 @@ class Sampled:
             batch = conditions_of(system.batches(self.split).take(torch.tensor([number for number, _ in where])))
             batch = batch.to(context.device)
         rng = step_rng(self.noise(self.checkpoint.seed), purpose, context.device)
-        return drawn(system, self.sampling, (len(where), self.system.state_length), rng, batch)
+        return self.drawn(system, (len(where), self.system.state_length), rng, batch)
+
+    def drawn(self, system: Any, shape: tuple[int, int], rng: Rng, batch: Batch | None = None) -> list[str]:
+        """Texts from a state of `shape` [B, L], under the conditions of the batch."""
+        mask = system.draw_mask(shape[0], rng, batch) if isinstance(system, DrawsMask) else None
+        if mask is not None:
+            masked = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
+            batch = masked if batch is None else replace(masked, source=batch.source, label=batch.label)
+        device = rng.generator.device
+        numbers = arithmetic(self.checkpoint.training.precision, device)              # what the network has learned in
+        with torch.autocast(device.type, numbers, enabled=numbers != torch.float32):
+            walked = sample(system, self.sampling, shape, rng, batch)
+        return system.decode(*walked, batch)
 
     def noise(self, seed: int) -> int:
         """The seed of its draws, from a trial's."""
         return seed_of(seed, *(("samples",) if self.split == "test" else ("samples", self.split)))
-
-
-def drawn(system: Any, sampling: Sampling, shape: tuple[int, int], rng: Rng, batch: Batch | None = None) -> list[str]:
-    """Texts from a state of `shape` [B, L], under the conditions of the batch."""
-    mask = system.draw_mask(shape[0], rng, batch) if isinstance(system, DrawsMask) else None
-    if mask is not None:
-        masked = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
-        batch = masked if batch is None else replace(masked, source=batch.source, label=batch.label)
-    return cast(Any, system).decode(*sample(cast(Any, system), sampling, shape, rng, batch), batch)
 
 
 def conditions_of(batch: Batch) -> Batch:

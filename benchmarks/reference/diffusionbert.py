@@ -28,19 +28,24 @@ class Step:
         with self.clock.part("forward"):
             logits = self.model(input_ids=x_t, attention_mask=mask.long()).logits.float()           # [B, L, V]
         with self.clock.part("posterior"):
-            true = self.posterior(F.one_hot(ids, logits.shape[-1]).float(), x_t, t)
-            guess = self.posterior(logits.softmax(-1), x_t, t)
-            divergence = (true * ((true + 1e-20).log() - (guess + 1e-20).log())).sum(-1)
+            divergence = divergence_of(logits.softmax(-1), ids, x_t, self.mask_id, t)
             crossed = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
             return ((divergence + 0.01 * crossed) * mask).sum() / mask.sum()
 
-    def posterior(self, x0: Tensor, x_t: Tensor, t: int) -> Tensor:
-        """q(x_{t-1} | x_t, x_0) [B, L, V] for x0 [B, L, V] of shares: two facts, their product, normed."""
-        keep_before, keep = 1 - (t - 1) / STEPS, 1 - t / STEPS
-        absorbed = F.one_hot(torch.tensor(self.mask_id, device=x0.device), x0.shape[-1]).float()
-        before = keep_before * x0 + (1 - keep_before) * absorbed                        # q(x_{t-1} | x_0)
-        stay = keep / keep_before
-        seen = F.one_hot(x_t, x0.shape[-1]).float()
-        fact = stay * seen + (1 - stay) * (x_t == self.mask_id)[..., None]              # q(x_t | x_{t-1})
-        product = before * fact
-        return product / product.sum(-1, keepdim=True).clamp(min=1e-20)
+
+def divergence_of(p: Tensor, ids: Tensor, x_t: Tensor, mask_id: int, t: int) -> Tensor:
+    """KL [B, L] of the true posterior and the one for p [B, L, V], the guess of x_0."""
+    true, guess = (posterior(x0, x_t, mask_id, t) for x0 in (F.one_hot(ids, p.shape[-1]).to(p.dtype), p))
+    return (true * ((true + 1e-20).log() - (guess + 1e-20).log())).sum(-1)
+
+
+def posterior(x0: Tensor, x_t: Tensor, mask_id: int, t: int) -> Tensor:
+    """q(x_{t-1} | x_t, x_0) [B, L, V] for x0 [B, L, V] of shares: two facts, their product, normed."""
+    keep_before, keep = 1 - (t - 1) / STEPS, 1 - t / STEPS
+    absorbed = F.one_hot(torch.tensor(mask_id, device=x0.device), x0.shape[-1]).to(x0.dtype)
+    before = keep_before * x0 + (1 - keep_before) * absorbed                            # q(x_{t-1} | x_0)
+    stay = keep / keep_before
+    seen = F.one_hot(x_t, x0.shape[-1]).to(x0.dtype)
+    fact = stay * seen + (1 - stay) * (x_t == mask_id)[..., None]                       # q(x_t | x_{t-1})
+    product = before * fact
+    return product / product.sum(-1, keepdim=True).clamp(min=1e-20)

@@ -8,7 +8,7 @@ always (1.03 times as fast there, after 22 to 92 s).
 
 Why it is no part of a config, and enters no fingerprint: like the GPU's kind it changes the order of sums and which
 units are dropped, not what is computed.  A training is compiled or not by its length alone, so going on where it was
-compiles again and comes out as if it had not stopped.
+compiles again and comes out as if it had not stopped.  Groups of workers stay eager: nobody has tried them compiled.
 """
 
 import shutil

@@ -137,7 +137,7 @@ def train(model: nn.Module, batches: Batches, cfg: Training, *, seed: int, out: 
     del saved
 
     # -- the loop
-    if compiled := compiles(device, cfg.steps, context.compile_from):
+    if compiled := parallel.world == 1 and compiles(device, cfg.steps, context.compile_from):
         compile_networks(model)
     set_training(model)
     while step < cfg.steps:
