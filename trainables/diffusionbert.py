@@ -2,7 +2,7 @@
 brings them back.                                                            arXiv 2211.15029, 2406.07524, 2107.03006
 
     words --tokenizer--> x_0 [B, L] ids                                     text/word_information.py
-    x_t: tokens hidden with the process' probability at t ~ (0, 1]          diffusion/absorbing.py
+    x_t: tokens hidden with the process' probability at t ~ (0, 1]          diffusion/absorbing.py, text/hiding.py
     log p(x_0) = masked LM(x_t)        told the time, or not                text/masked_lm.py
     loss = the bound's term at t, over hidden tokens
     all hidden --Ancestral--> a word here and there --> ... --> text        diffusion/unmasking.py
@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainables.config import ConfigError, config, override
-from trainables.diffusion.absorbing import PUBLISHED_CAP, Absorbing, mixture_term
-from trainables.diffusion.objectives import D3pm, Mdlm, bound_term, step_of
+from trainables.diffusion.absorbing import Absorbing
+from trainables.diffusion.objectives import D3pm, Mdlm, step_of
 from trainables.diffusion.sampler import Sampling
 from trainables.diffusion.steppers import Grid
 from trainables.diffusion.times import Times, stratified
@@ -46,16 +45,10 @@ from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
 from trainables.text.corpora import Data, HubTexts, Stories
 from trainables.text.encoders import Bert, Pretrained, Small
+from trainables.text.hiding import Hiding, at_places, row_sums, shares
 from trainables.text.layout import Layout, Lengths, Places
 from trainables.text.masked_lm import MaskedLm, MaskedLmFolder, MaskedLmNetwork, Told
-from trainables.text.word_information import (
-    Measure,
-    TokenSplit,
-    TokenTexts,
-    WordInformation,
-    read_information,
-    sentence_weights,
-)
+from trainables.text.word_information import Measure, TokenSplit, TokenTexts, WordInformation, read_information
 from trainables.training.average import Ema, NoAverage
 from trainables.training.batches import Batches
 from trainables.training.learning_rate import Constant, Cosine
@@ -154,9 +147,6 @@ class DiffusionBert:
 class DiffusionBertSystem(nn.Module):
     """DiffusionBert with weights: a System (system.py) that draws lengths."""
 
-    weights: Tensor
-    value: Tensor
-
     def __init__(self, cfg: DiffusionBert, network: MaskedLmNetwork, texts: TokenTexts, context: Context):
         super().__init__()
         self.cfg, self.network, self.words, self.mask = cfg, network, network.words, network.mask
@@ -171,9 +161,7 @@ class DiffusionBertSystem(nn.Module):
         counted = lengths.double() @ torch.arange(lengths.shape[1], dtype=torch.float64)
         typical = float(counted.sum() / lengths.sum()) - 1                   # words of a text, without the end
         self.typical = float(cfg.length) if cfg.lengths == "written" else max(typical, 1.0)
-        room = (0, network.vocabulary - self.words.vocabulary)
-        self.register_buffer("weights", F.pad(known["weight"], room), persistent=False)
-        self.register_buffer("value", F.pad(known["value"], room), persistent=False)
+        self.hiding = Hiding(cfg.process, cfg.objective, cfg.measure, network.mask, network.vocabulary, known)
 
     # ---------------------------------------------------------------- training
 
@@ -183,49 +171,22 @@ class DiffusionBertSystem(nn.Module):
         able = self.layout.able(batch)
         t = cfg.times.draw(batch.mask, progress, rng).double()
         t, s = step_of(t, objective.steps)
-        published = isinstance(objective, D3pm) and objective.as_published
-        x_t = self.hide(batch.ids, able, t, rng, published)
+        x_t = self.hiding.hide(batch.ids, able, t, rng, self.hiding.published)
         places = self.layout.places(batch, len(t), cfg.source_dropout, rng if self.training else None)
         h = self.states(x_t, t, places)
         hidden = able & (x_t == self.mask)
         if isinstance(objective, D3pm):
             log_p = self.log_p(h[able], mask_too=True)
-            crossed, share = -log_p.gather(1, batch.ids[able][:, None]).squeeze(1), _share(able)
-            term = self.mixture(log_p[hidden[able]], batch, hidden, t, s, published)
+            crossed, share = -log_p.gather(1, batch.ids[able][:, None]).squeeze(1), shares(able)
+            term = self.hiding.mixture(log_p[hidden[able]], batch.ids, able, hidden, t, s)
         else:
             log_p = self.log_p(h[hidden])
-            crossed, share = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1), _share(hidden)
-            term = self.term(log_p, batch.ids[hidden], hidden, t, s)
-        bound = (term * _share(hidden)).sum() / self.typical
+            crossed, share = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1), shares(hidden)
+            term = self.hiding.term(log_p, batch.ids[hidden], hidden, t, s)
+        bound = (term * shares(hidden)).sum() / self.typical
         cross_entropy = (crossed * share).sum() / self.typical
         return {"loss": (objective.bound * bound + objective.cross_entropy * cross_entropy).float(),
                 "bound": bound.detach().float(), "cross_entropy": cross_entropy.detach().float()}
-
-    def hide(self, ids: Tensor, able: Tensor, t: Tensor, rng: Rng, published: bool = False) -> Tensor:
-        """x_t [B, L]; what is not able to be hidden stays."""
-        process = self.cfg.process
-        weights = self.published_weights(ids, able) if published else self.weights[ids]
-        x_t = process.corrupt(ids, t, self.mask, rng, weights, PUBLISHED_CAP if published else 1.0)
-        return torch.where(able, x_t, ids)
-
-    def published_weights(self, ids: Tensor, able: Tensor) -> Tensor:
-        """The spindle's weights [B, L] as published: centred on the sentence."""
-        return sentence_weights(self.value[ids], able, self.cfg.measure)
-
-    def term(self, log_p: Tensor, words: Tensor, hidden: Tensor, t: Tensor, s: Tensor | None) -> Tensor:
-        """The bound's estimate from one time, [n] nats at the n hidden positions of [B, L].   t, s [B, 1]"""
-        late, early = _at(t, hidden)[:, None], None if s is None else _at(s, hidden)[:, None]
-        return bound_term(self.cfg.process, log_p, words, late, early, self.weights)
-
-    def mixture(self, log_p: Tensor, batch: Batch, hidden: Tensor, t: Tensor, s: Tensor | None,
-                published: bool) -> Tensor:
-        """The same of D3PM's mixture, the mask being among log_p's words."""
-        assert s is not None
-        process, ids = self.cfg.process, batch.ids
-        weights = self.published_weights(ids, self.layout.able(batch)) if published else None
-        keep = process.keep(s, weights, PUBLISHED_CAP if published else 1.0).expand(ids.shape)
-        term = mixture_term(log_p, ids[hidden], self.mask, keep[hidden], _at(process.base_reveal(t, s), hidden))
-        return term / _at(t - s, hidden)
 
     # ---------------------------------------------------------------- the bound
 
@@ -234,7 +195,7 @@ class DiffusionBertSystem(nn.Module):
 
         bound_own_per_token: beside it, what the objective itself sums to; D3pm's as published bounds nothing.
         """
-        rows, device = self.batches("valid"), self.weights.device
+        rows, device = self.batches("valid"), self.hiding.weights.device
         found = text_bound(self, rows, self.cfg.bound, device)
         mixture = isinstance(self.cfg.objective, D3pm)
         own = text_bound(Mixture(self), rows, self.cfg.bound, device) if mixture else found
@@ -248,14 +209,14 @@ class DiffusionBertSystem(nn.Module):
         else:
             t, s = u.clamp(min=LAST), None
         able = self.layout.able(batch)
-        x_t = self.hide(batch.ids, able, t, rng)
+        x_t = self.hiding.hide(batch.ids, able, t, rng)
         hidden = able & (x_t == self.mask)
         log_p = self.log_p(self.states(x_t, t, self.layout.places(batch, len(t)))[hidden])
-        term = self.term(log_p, batch.ids[hidden], hidden, t, s)
+        term = self.hiding.term(log_p, batch.ids[hidden], hidden, t, s)
         if s is None:              # the last stretch is one step to 0: everything is revealed, at any word's rate
             said = -log_p.gather(1, batch.ids[hidden][:, None]).squeeze(1)
-            term = torch.where(_at(u, hidden) < LAST, said.double() / LAST, term)
-        return _rows(hidden, term)
+            term = torch.where(at_places(u, hidden) < LAST, said.double() / LAST, term)
+        return row_sums(hidden, term)
 
     def length_cost(self, batch: Batch) -> Tensor:
         """-ln P(the texts' lengths) [B]"""
@@ -292,7 +253,7 @@ class DiffusionBertSystem(nn.Module):
 
     def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
         """Everything hidden."""
-        return torch.full(shape, self.mask, device=self.weights.device)
+        return torch.full(shape, self.mask, device=self.hiding.weights.device)
 
     def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
         """Lengths from the training texts' law, given how long the sources are where the batch has them."""
@@ -311,7 +272,7 @@ class DiffusionBertSystem(nn.Module):
 
     def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         s = torch.zeros_like(s) if walk.last else s                          # the last step leaves nothing hidden
-        weights = self.weights if self.cfg.process.spindle else None
+        weights = self.hiding.weights if self.cfg.process.spindle else None
         return walk.stepper.step(self.cfg.process, x_t, hat.x0, t, s, self.mask, walk.rng, weights)
 
     def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
@@ -332,31 +293,13 @@ class Mixture:
 
     def estimate(self, batch: Batch, steps: int, rng: Rng) -> Tensor:
         """Of the objective's own number of steps, whatever `steps`.   [B]"""
-        system = self.system
-        objective = system.cfg.objective
-        published = isinstance(objective, D3pm) and objective.as_published
-        t, s = step_of(1 - stratified(len(batch), 1, rng), objective.steps)
+        system, hiding = self.system, self.system.hiding
+        t, s = step_of(1 - stratified(len(batch), 1, rng), system.cfg.objective.steps)
         able = system.layout.able(batch)
-        x_t = system.hide(batch.ids, able, t, rng, published)
+        x_t = hiding.hide(batch.ids, able, t, rng, hiding.published)
         hidden = able & (x_t == system.mask)
         h = system.states(x_t, t, system.layout.places(batch, len(t)))
-        return _rows(hidden, system.mixture(system.log_p(h[hidden], mask_too=True), batch, hidden, t, s, published))
-
-
-def _share(which: Tensor) -> Tensor:
-    """1 / B for each of the true places of [B, L]: what makes a sum over them a mean over rows."""
-    return torch.full((int(which.sum()),), 1.0 / len(which), device=which.device)
-
-
-def _rows(which: Tensor, values: Tensor) -> Tensor:
-    """The sum [B] over each row of values [n] at the n true places of [B, L]."""
-    return torch.zeros(len(which), dtype=torch.float64, device=values.device).index_add(
-        0, which.nonzero()[:, 0], values.double())
-
-
-def _at(values: Tensor, which: Tensor) -> Tensor:
-    """values [B, 1] at the n true places of [B, L] -> [n]"""
-    return values.expand(which.shape)[which]
+        return row_sums(hidden, hiding.mixture(system.log_p(h[hidden], mask_too=True), batch.ids, able, hidden, t, s))
 
 
 # ---------------------------------------------------------------- recipes

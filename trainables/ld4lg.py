@@ -44,13 +44,12 @@ from trainables.randomness import Rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
 from trainables.text.autoencoder import AutoencoderTraining, Cached
+from trainables.text.conditions import EncodedSources, Labels, NoSource, OwnEncoder, Source
 from trainables.text.corpora import Data, RocStories, Stories
 from trainables.text.encoders import EncoderFolder
-from trainables.text.families import T5, Bart, Contextual, Pretrained, Small
+from trainables.text.families import T5, Bart, Pretrained, Small
 from trainables.text.language_model import Decoding, Greedy, LanguageModelFolder, LanguageModelStates
 from trainables.text.latents import (
-    EncodedSources,
-    Labels,
     LatentSpace,
     LatentSplit,
     LatentStatistics,
@@ -66,31 +65,6 @@ from trainables.training.train import Training
 
 if TYPE_CHECKING:
     from trainables.trial import Trial
-
-
-@config
-class NoSource:
-    """Nothing is read."""
-
-
-@config
-class OwnEncoder:
-    """The encoder half of the language model whose latents are diffused."""
-
-
-@config
-class Source:
-    """Sequence-to-sequence: `length` tokens of a source, as the states of a frozen `encoder`."""
-
-    length: int = 64
-    encoder: OwnEncoder | Contextual = OwnEncoder()
-    dropout: float = 0.1                 # share of sources that are not read while training
-    cached: bool = True                  # their states are; XSum's 204,045 of 256 tokens would be 80 GB
-
-    def __post_init__(self):
-        if self.length < 3:
-            raise ValueError(f"length must be at least 3 tokens (two of them special), not {self.length}")
-        _share(dropout=self.dropout)
 
 
 @config
