@@ -44,7 +44,7 @@ from trainables.text.checkpoints import quietly
 from trainables.text.corpora import Stories, read_texts
 from trainables.text.decoder import DecoderTraining
 from trainables.text.families import T5, Bart, Bert, Folder, Pretrained, Roberta, Small
-from trainables.text.language_model import Decoding, Greedy
+from trainables.text.language_model import Decoding, Nucleus
 from trainables.text.latents import PerceiverLatents, RawEncodings
 from trainables.text.packing import Packed
 from trainables.text.pieces import SentencePiece
@@ -59,7 +59,7 @@ SHORT = Training(optimizer=AdamW(lr=5e-3), schedule=Constant(), ema=NoAverage(),
                  precision="float32")
 TINY = Small(layers=1, width=32, heads=2, feedforward=64, dropout=0.0, vocabulary=500, hidden=0.3, length=16,
              training=SHORT)
-SPEAKS = Decoding(by=Greedy(), longest=16, shortest=0, unrepeated=0, repetition_penalty=1.0)
+SPEAKS = Decoding(by=Nucleus(), longest=16, shortest=6, unrepeated=0, repetition_penalty=1.0)    # never nothing
 TENCDM = TEncDM(
     encoder=Bert(weights=TINY), length=13, times=Times(low=0.05),
     network=Transformer(layers=2, width=32, heads=2, feedforward=64, positions=16, dropout=0.0),
@@ -134,10 +134,10 @@ def trial(cfg: Any, **changes: Any) -> Trial:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_permuting_the_batch_permutes_the_guess(name, context):
     system = built(name, context)
-    order = torch.tensor([3, 0, 2, 1])
-    batch, again = (system.batches("valid").take(rows) for rows in (torch.arange(4), order))
-    x_t = system.prior((4, system.cfg.state_length), step_rng(0, 0))
-    t = torch.tensor([[0.9], [0.5], [0.7], [0.3]])
+    order = torch.arange(12).roll(5)
+    batch, again = (system.batches("valid").take(rows) for rows in (torch.arange(12), order))
+    x_t = system.prior((12, system.cfg.state_length), step_rng(0, 0))
+    t = torch.linspace(0.9, 0.2, 12)[:, None]
     guess, permuted = (guess_of(system, x, at, of) for x, at, of in ((x_t, t, batch), (x_t[order], t[order], again)))
     torch.testing.assert_close(permuted, guess[order], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(permuted, guess)
@@ -309,6 +309,16 @@ def getattr_path(value: Any, path: str) -> Any:
 
 
 # ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(("recipe", "changes"), [
+    (recipe, sys.modules[recipe.__module__].SEQUENCE_TO_SEQUENCE)
+    for recipe in (tencdm, tencdm_laptop, ld4lg, ld4lg_laptop, diffusionbert, diffusionbert_laptop, scorelm,
+                   scorelm_laptop)], ids=lambda value: getattr(value, "__name__", ""))
+def test_reading_sources_is_a_difference_of_a_recipe(recipe, changes):
+    reads = override(recipe(), changes)
+    assert reads.system.reads_source and not recipe().system.reads_source
+    reads.samples().needs()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)

@@ -19,7 +19,7 @@ Stages: corpus -> pieces -> tokenised texts -> checkpoint -> samples -> metrics.
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from trainables.diffusion.scalings import edm_weight, scalings, word_scores
 from trainables.diffusion.schedules import Karras
 from trainables.diffusion.steppers import CLOSEST, EulerOde, Grid, LinearGrid, LogSnrGrid, Posterior, Stepper
 from trainables.diffusion.times import InLogSnr, Times, clean_where
+from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.features import Pooled
 from trainables.evaluation.frechet import Frechet
@@ -358,6 +359,11 @@ class ScoreLmSystem(nn.Module):
 
 
 # ---------------------------------------------------------------- recipes
+
+# What differs, as changes for `override`, where texts are written from sources; `packing.capacity` must hold both.
+SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
+    "system.source_length": 62, "system.packing.capacity": 128,
+    "evaluation.metrics": (Bleu(), JudgeNll(), Variety(), Memorisation())}
 
 
 def scorelm(data: Data = RocStories()) -> "Trial":

@@ -40,7 +40,7 @@ Lengths = Literal["drawn", "padded", "expanded"]      # what counts as a text: i
 class TokenisedTexts:
     """All texts of train, valid and test as ids, each behind its source's ids (source_length 0: sources are not read).
 
-    In the folder, per split: the parts of Documents (text/packing.py); and pieces.model.
+    In the folder, per split: the parts of Documents; and pieces.model.
     """
 
     data: Data
