@@ -43,7 +43,7 @@ study = Study(
     expectation="tan-d beats cosine and sqrt, and near its best d matters little.",
     scales={"laptop": Scale(tencdm_laptop), "paper": Scale(tencdm, Resources(gpus=1))},
     arms={
-        "tan-d": Arm(),                                     # the recipe's: 9, on the laptop 2.4
+        "tan-d": Arm(),                                     # the recipe's: 9, on the laptop 2
         "milder tan": Arm(laptop=levelled(Tangent(d=1.5)), paper=swapped(Tangent(d=7.0))),
         "heavier tan": Arm(laptop=levelled(Tangent(d=4.0)), paper=swapped(Tangent(d=11.0))),
         "heaviest tan": Arm(laptop=levelled(Tangent(d=9.0)), paper=swapped(Tangent(d=15.0))),

@@ -201,7 +201,7 @@ def enumerated(system: DiffusionBertSystem, ids: Tensor, mask: Tensor, T: int) -
     """(bound, exact -ln p) of one text under the T-step chain, over all ways to get there; formulas spelled out."""
     n, process = int(mask.sum()) - 1, system.cfg.process
     words = ids[0, :n]
-    weights = system.weights if process.spindle else torch.zeros_like(system.weights)
+    weights = system.hiding.weights if process.spindle else torch.zeros_like(system.hiding.weights)
     reach = {(True,) * n: 1.0}                       # P(chain stands here and agrees with the text), by what is hidden
     bound = 0.0
     for k in range(T, 0, -1):
@@ -249,7 +249,7 @@ def test_in_continuous_time_the_estimate_is_the_integral(kind, context):
     system = build(KINDS[kind], context)
     process, (ids, mask) = system.cfg.process, short_text(system, 3)
     words, log_p = ids[0, :3], guesses(system, ids, mask, 0.5)                        # a model that is not told t
-    weights = system.weights if process.spindle else torch.zeros_like(system.weights)
+    weights = system.hiding.weights if process.spindle else torch.zeros_like(system.hiding.weights)
 
     def expected(t: float) -> float:
         at, total = torch.tensor([[t]], dtype=torch.float64), 0.0
@@ -332,7 +332,7 @@ def test_no_mask_is_left_whatever_the_steps(kind, stepper, grid, steps, context)
 def test_a_step_leaves_visible_words_alone_and_the_guess_is_a_distribution(cfg, context):
     system = build(cfg, context)
     batch, t = rows(system), torch.full((8, 1), 0.5)
-    x = system.hide(batch.ids, system.layout.able(batch), t.double(), step_rng(0, 0))
+    x = system.hiding.hide(batch.ids, system.layout.able(batch), t.double(), step_rng(0, 0))
     with torch.no_grad():
         hat = system.denoise(x, t, previous=None, batch=batch)
     assert hat.x0.shape == (8, 12, system.network.vocabulary)

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import trainables.text.encodings
-from trainables.config import ConfigError
+from trainables.config import ConfigError, override
 from trainables.stages import Context, Store, upstream
-from trainables.text.corpora import Stories, read_rows, read_texts
+from trainables.text.corpora import Stories, import_files, read_rows, read_texts
 from trainables.text.encoders import (
     T5,
     Bart,
@@ -26,6 +26,7 @@ from trainables.text.encoders import (
     imported,
 )
 from trainables.text.encodings import EncodedTexts, Encodings, EncodingStatistics, write_encodings
+from trainables.text.tokenizers import Words
 from trainables.training.batches import Movable
 from trainables.training.learning_rate import Constant
 from trainables.training.optimizers import AdamW
@@ -260,6 +261,21 @@ def test_sources_are_encoded_beside_their_texts(encoder, context):
     now = encodings.read([sources[3], sources[1]], length=longest)
     torch.testing.assert_close(encodings.encode(batch.source), encodings.encode(now), atol=1e-4, rtol=1e-4)
     assert load(encoder, context).batches("test").take(torch.tensor([0])).source is None
+
+
+def test_a_small_encoder_learns_the_words_of_sources_where_they_are_read(tmp_path):
+    """One letter that only sources have."""
+    context = Context(Store(tmp_path / "stages"))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(
+        {"text": f"the cat sat on mat {i} .", "source": f"Z cat {i}"}) + "\n" for i in range(80)))
+    data = import_files(str(tmp_path / "texts.jsonl"), None, context.store)
+    few = Bert(weights=override(TINY, {"training.steps": 5}))
+    found = {}
+    for length in (0, 6):
+        texts = EncodedTexts(data=data, encoder=few, length=10, source_length=length)
+        words = Words.load(context.get(texts.folder()))
+        found[length] = words.tokenizer.token_to_id("[UNK]") in words.tokenizer.encode("Z cat").ids
+    assert found == {0: True, 6: False}
 
 
 # ---------------------------------------------------------------- as a part of a system

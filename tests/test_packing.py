@@ -10,12 +10,10 @@ from trainables.networks.score_transformer import neighbours, places
 from trainables.randomness import step_rng
 from trainables.stages import Context, Store
 from trainables.text.corpora import Stories, read_texts
+from trainables.text.documents import Documents, PackedRows, SingleDocuments
 from trainables.text.packing import (
-    Documents,
     Packed,
-    PackedRows,
     Padded,
-    SingleDocuments,
     bucketed_efficiency,
     first_fit_decreasing,
     packed_efficiency,

@@ -10,6 +10,7 @@ import torch
 from trainables.config import ConfigError, override
 from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling, guided, sample
+from trainables.diffusion.scalings import edm_weight, scalings
 from trainables.diffusion.schedules import Karras, Tangent
 from trainables.diffusion.steppers import DpmPlusPlus2M, EulerOde, Heun, LinearGrid, LogSnrGrid, Stepper
 from trainables.diffusion.times import Times
@@ -17,11 +18,12 @@ from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.oracle import OracleScores
 from trainables.networks.score_transformer import ScoreTransformer
 from trainables.randomness import Rng, step_rng
-from trainables.scorelm import ScoreLm, ScoreLmSystem, TokenisedTexts, edm_weight, scalings, scorelm
+from trainables.scorelm import ScoreLm, ScoreLmSystem, scorelm
 from trainables.stages import Context, Store, key
 from trainables.system import Batch, Prediction
 from trainables.text.corpora import Stories, import_files, read_rows, read_texts
-from trainables.text.packing import Packed, Padded, SingleDocuments
+from trainables.text.documents import SingleDocuments, TokenisedTexts
+from trainables.text.packing import Packed, Padded
 from trainables.text.pieces import SentencePiece
 from trainables.text.prompts import NoPrompts, Spans
 from trainables.training.average import NoAverage
@@ -249,7 +251,7 @@ def test_a_network_that_knows_nothing_pays_for_each_token_alike(packing, context
 def test_held_out_documents_cost_alone_what_they_cost_in_a_row(cfg, context):
     """One noise level for all: the mean over single documents is the mean over packed rows."""
     system = system_of(override(cfg, {"times": Times(low=0.4, high=0.4001, stratified=False)}), context, trained=True)
-    documents, few = system.documents("train"), system.batches("train")
+    documents, few = system.rows.documents("train"), system.batches("train")
     single = SingleDocuments(documents, cfg.length, cfg.source_length, system.pieces.pad)
     alone, together = (float(sum(system.loss(each.take(torch.arange(len(each))), 0.0, step_rng(0, i))["loss"]
                                  for i in range(6))) / 6 for each in (single, few))
@@ -477,7 +479,7 @@ def test_the_prior_is_what_training_saw_at_the_highest_noise(context):
     cfg = override(PLAIN, {"process.schedule": Karras(low=0.3, high=1.0)})
     system = system_of(cfg, context)
     x = system.prior((4_000, 13), step_rng(0, 0)).flatten(0, 1)
-    documents = system.documents("train")
+    documents = system.rows.documents("train")
     x_0 = system.embed(torch.from_numpy(documents.target_ids()).long())
     torch.testing.assert_close(x.mean(0), x_0.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(x.T.cov(), x_0.T.cov() + torch.eye(8), atol=0.12, rtol=0)

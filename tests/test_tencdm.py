@@ -1,19 +1,13 @@
 """Laws of TEncDM: its loss, its self-conditioning, its sources, its way back to words; on a small world, quickly."""
 
 import dataclasses
-import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import trainables.trial
 from trainables.config import override
 from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling, guided, sample
@@ -359,46 +353,6 @@ def test_a_checkpoint_holds_the_network_and_nothing_else(context, reads):
     assert all(not parameter.requires_grad for parameter in reads.reader.parameters())      # type: ignore[union-attr]
 
 
-# ---------------------------------------------------------------- initial weights
-
-
-def digest(module: nn.Module) -> str:
-    said = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        said.update(name.encode() + value.numpy().tobytes())
-    return said.hexdigest()
-
-
-class Built(Exception):
-    """What training would have started from."""
-
-
-def initial_weights(store: str | Path, seed: int) -> str:
-    """The digest of the weights with which `Trained` begins."""
-    def stop(model, *_, **__):
-        raise Built(digest(model))
-
-    kept, trainables.trial.train = trainables.trial.train, stop
-    try:
-        Trained(system=READS.learned(), data=DATA, training=SHORT, seed=seed).make(Path(store), Context(Store(store)))
-    except Built as built:
-        return str(built)
-    finally:
-        trainables.trial.train = kept
-    raise AssertionError("nothing was trained")
-
-
-def test_two_processes_with_one_seed_have_bit_identical_initial_weights(context, reads):
-    store = context.store.folder
-    torch.rand(7)                                                                 # whatever was drawn before
-    here = initial_weights(store, 1)
-    script = Path(__file__).absolute()
-    there = subprocess.run([sys.executable, str(script), str(store), "1"], capture_output=True, text=True, check=True,
-                           env={**os.environ, "PYTHONPATH": str(script.parents[1]), "PYTHONHASHSEED": "7"})
-    assert there.stdout.strip() == here
-    assert initial_weights(store, 2) != here
-
-
 # ---------------------------------------------------------------- context gain
 
 
@@ -480,7 +434,3 @@ def test_the_laptop_recipe_learns(context):
     train(system, system.batches("train"), override(SHORT, {"steps": 80, "validate_every": 10}), seed=0,
           out=context.store.folder.parent / "alone", context=inner, validate=system.batches("valid"))
     assert losses[-1] < 0.75 * losses[0]
-
-
-if __name__ == "__main__":
-    print(initial_weights(sys.argv[1], int(sys.argv[2])))

@@ -1,7 +1,7 @@
 """The score-based LM: diffusion over word embeddings that are learned with it.                 CDCD, arXiv 2211.15089
 
     words --SentencePiece--> ids --table, each row of norm sqrt(d)--> x_0 [B, L, d]       text/pieces.py
-    several documents a row, blind to each other                                          text/packing.py
+    several documents a row, blind to each other                             text/documents.py, text/packing.py
     x_t = x_0 + sigma noise, a sigma for each document (or each token); 0 where given     diffusion/, text/prompts.py
     network(c_in x_t, log sigma / 4, previous x0_hat) -> p(word)                          networks/score_transformer.py
     loss = -ln p(the word)                        x0_hat = sum_v p(v) x_0(v)       the score is (x0_hat - x_t) / sigma^2
@@ -20,20 +20,20 @@ Stages: corpus -> pieces -> tokenised texts -> checkpoint -> samples -> metrics.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import ConfigError, config
+from trainables.config import config
 from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling
+from trainables.diffusion.scalings import edm_weight, scalings, word_scores
 from trainables.diffusion.schedules import Karras
 from trainables.diffusion.steppers import CLOSEST, EulerOde, Grid, LinearGrid, LogSnrGrid, Posterior, Stepper
 from trainables.diffusion.times import InLogSnr, Times, clean_where
+from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.features import Pooled
 from trainables.evaluation.frechet import Frechet
@@ -44,12 +44,13 @@ from trainables.evaluation.oracle import OracleScores
 from trainables.evaluation.perplexity import Perplexity
 from trainables.evaluation.variety import Variety
 from trainables.networks.score_transformer import ScoreTransformer, neighbours, places
-from trainables.randomness import Rng, seed_of, step_rng
+from trainables.randomness import Rng, step_rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
-from trainables.text.corpora import Data, RocStories, Stories, read_rows
-from trainables.text.packing import Documents, Packed, PackedRows, Packing, SingleDocuments
-from trainables.text.pieces import MODEL, PieceModel, Pieces, PieceTokenizer, SentencePiece
+from trainables.text.corpora import Data, RocStories, Stories
+from trainables.text.documents import Documents, Lengths, Rows, SingleDocuments, TokenisedTexts, joined, segments
+from trainables.text.packing import Packed, Packing
+from trainables.text.pieces import Pieces, PieceTokenizer, SentencePiece
 from trainables.text.prompts import NoPrompts, Prompts, Spans
 from trainables.training.average import Ema
 from trainables.training.batches import Batches
@@ -60,8 +61,6 @@ from trainables.training.train import Training
 if TYPE_CHECKING:
     from trainables.trial import Trial
 
-SPLITS = ("train", "valid", "test")
-USE = "use.safetensors"       # of a released folder: counts [V] of each piece in the training texts, their lengths [N]
 ASKED = 64                    # held-out rows that are asked how hard words are at each noise level
 
 
@@ -76,7 +75,7 @@ class ScoreLm:
     tokenizer: PieceTokenizer = SentencePiece()
     length: int = 64                                     # tokens of a text, special ones included; longer texts are cut
     packing: Packing = Packed()
-    lengths: Literal["drawn", "padded", "expanded"] = "drawn"
+    lengths: Lengths = "drawn"
     embedding: int = 128                                 # dimensions of a word
     deviation: float = 0.001                             # of the table at first: the smaller, the faster rows turn
     process: Gaussian = Gaussian(schedule=Karras(low=1.0, high=10.0, rho=1.0))
@@ -142,7 +141,7 @@ class ScoreLm:
         """This config for a generator, which has no corpus."""
         return self
 
-    def tokenised(self, data: Data) -> "TokenisedTexts":
+    def tokenised(self, data: Data) -> TokenisedTexts:
         return TokenisedTexts(data=data, tokenizer=self.tokenizer, length=self.length, source_length=self.source_length)
 
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
@@ -160,48 +159,6 @@ class ScoreLm:
         return self.build(data, context)
 
 
-@config
-class TokenisedTexts:
-    """All texts of train, valid and test as ids, each behind its source's ids (source_length 0: sources are not read).
-
-    In the folder, per split: the parts of Documents (text/packing.py); and pieces.model.
-    """
-
-    data: Data
-    tokenizer: PieceTokenizer
-    length: int
-    source_length: int = 0
-
-    version: ClassVar[int] = 1
-
-    def model(self) -> PieceModel:
-        """The stage of the tokenizer."""
-        return PieceModel(data=self.data, tokenizer=self.tokenizer, reads_source=self.source_length > 0)
-
-    def needs(self) -> tuple[Stage, ...]:
-        return (self.data, self.model())
-
-    def make(self, out: Path, context: Context) -> None:
-        corpus, folder = context.get(self.data), context.get(self.model())
-        pieces = Pieces.load(folder)
-        for split in SPLITS:
-            rows = read_rows(corpus, split)
-            sources = None
-            if self.source_length:
-                if not all("source" in row for row in rows):
-                    raise ConfigError("source_length", f"the texts of {split} have no sources to read")
-                sources = pieces.ids([row["source"] for row in rows], self.source_length, start=False)
-            Documents.of(pieces.ids([row["text"] for row in rows], self.length), sources).save(out, split)
-        (out / MODEL).write_bytes((folder / MODEL).read_bytes())
-
-    def release(self, folder: Path, out: Path) -> None:
-        """What a generator needs of the finished folder: the pieces, and how training texts use them (USE)."""
-        pieces, documents = Pieces.load(folder), Documents.load(folder, "train")
-        counts = np.bincount(documents.target_ids(), minlength=pieces.vocabulary)
-        save_file({"counts": torch.from_numpy(counts), "lengths": torch.from_numpy(documents.targets)}, out / USE)
-        (out / MODEL).write_bytes((folder / MODEL).read_bytes())
-
-
 class ScoreLmSystem(nn.Module):
     """The score LM with weights: a System (system.py).   V words, d dimensions, L tokens, C slots of a packed row"""
 
@@ -210,9 +167,9 @@ class ScoreLmSystem(nn.Module):
 
     def __init__(self, cfg: ScoreLm, folder: Path):
         super().__init__()
-        self.cfg, self.folder = cfg, folder
-        self.pieces = Pieces.load(folder)
-        counts, n = self.use()
+        self.cfg, self.pieces = cfg, Pieces.load(folder)
+        self.rows = Rows(folder, cfg.packing, cfg.length, cfg.source_length, cfg.lengths, self.pieces.pad)
+        counts, n = self.rows.use(self.pieces.vocabulary)
         # Losses are divided by what documents (and rows) have on average, not by what they have: means over rows.
         self.typical = float((n - cfg.prompts.share() * (n - 1) / 2).mean())
 
@@ -226,22 +183,10 @@ class ScoreLmSystem(nn.Module):
         self.register_buffer("frequency", counts / counts.sum(), persistent=False)
         self.register_buffer("seen_lengths", torch.tensor(n).sort().values, persistent=False)
 
-    def use(self) -> tuple[Tensor, np.ndarray]:
-        """How often the training texts say each word [V] float64, and how long they are [N]; learned pads count."""
-        if (self.folder / USE).exists():
-            counts, lengths = (load_file(self.folder / USE)[name].numpy() for name in ("counts", "lengths"))
-        else:
-            documents = Documents.load(self.folder, "train")
-            counts = np.bincount(documents.target_ids(), minlength=self.pieces.vocabulary)
-            lengths = documents.targets
-        to = self.reached(lengths, "train")
-        counts[self.pieces.pad] += (to - lengths).sum()
-        return torch.from_numpy(counts).double(), to
-
     @functools.cached_property
     def full(self) -> tuple[float, int, float]:
         """Of the packed rows: documents in the mean row and in the fullest one, and real tokens over slots."""
-        rows = self.rows("train")
+        rows = self.rows.packed("train")
         return float(rows.counts.mean()), int(rows.counts.max()), rows.efficiency
 
     # ---------------------------------------------------------------- words as vectors
@@ -259,11 +204,8 @@ class ScoreLmSystem(nn.Module):
     def logits(self, x_t: Tensor, t: Tensor, segment: Tensor | None, guess: Tensor | None, vectors: Tensor) -> Tensor:
         """ln p(word) + constant, float32.   x_t and guess [B, L, d], t [B, 1 or L], vectors [V, d] -> [B, L, V]
 
-        "head": the network says it, word by word.  "posterior": the network says a vector F, and Karras' scalings make
-        a denoiser of it, x0_hat = c_skip x_t + c_out F.  At unit variance,
-            w x0_hat . x_0(v)  =  x_t . x_0(v) / sigma^2  +  sqrt(1 + sigma^2) / sigma  F . x_0(v),
-        w = (1 + sigma^2) / sigma^2, of which the first half is the words' exact posterior as far as their own place
-        tells, since all norms are equal: a network that says 0 knows as much, and learns what context adds.
+        "head": the network says it, word by word.  "posterior": the network says a vector, and corrects by it what a
+        place alone tells of its word (diffusion/scalings.py).
         """
         sigma = self.cfg.process.at(t)[1]                                              # [B, 1 or L, 1]
         _, _, c_in, noise = scalings(sigma)
@@ -274,8 +216,7 @@ class ScoreLmSystem(nn.Module):
             if self.cfg.output == "head":
                 return said
             sigma = torch.where(sigma > 0, sigma, 1.0)                                 # at prompts nothing is asked
-            c_skip, c_out, _, _ = scalings(sigma)
-            return edm_weight(sigma) * ((c_skip * x_t + c_out * said) @ vectors.T) + self.commonness
+            return word_scores(said, x_t, sigma, vectors) + self.commonness
 
     def guess(self, logits: Tensor, x_t: Tensor, t: Tensor, vectors: Tensor, temperature: float = 1.0) -> Tensor:
         """x0_hat [B, L, d]: the expected vector; at prompts, which are clean, the state itself."""
@@ -346,7 +287,7 @@ class ScoreLmSystem(nn.Module):
     def diagnose(self) -> dict[str, Tensor]:
         """Of the averaged weights: nats and hits per word at a quarter, half and three quarters of training's noise.
         And how full its rows are: real tokens over slots."""
-        rows, device, told = self.rows("valid"), self.table.device, {"filled": torch.tensor(self.full[2])}
+        rows, device, told = self.rows.packed("valid"), self.table.device, {"filled": torch.tensor(self.full[2])}
         levels = self.cfg.times.quantiles(5, self.cfg.process.schedule).sort().values[1:4]
         batch = rows.take(torch.arange(min(ASKED, len(rows)))).to(device)
         source = torch.zeros_like(batch.mask) if batch.given is None else batch.given
@@ -421,65 +362,23 @@ class ScoreLmSystem(nn.Module):
 
     # ---------------------------------------------------------------- data
 
-    def documents(self, split: str) -> Documents:
-        """The documents of train, valid or test, with pads behind them where those are learned."""
-        documents = Documents.load(self.folder, split)
-        if self.cfg.lengths == "drawn":
-            return documents
-        return documents.lengthened(self.reached(documents.targets, split), self.pieces.pad)
-
-    def reached(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        """How long texts of these lengths [N] are with their learned pads."""
-        if self.cfg.lengths == "drawn":
-            return lengths
-        if self.cfg.lengths == "padded":
-            return np.full(len(lengths), self.cfg.length)
-        draws = np.random.default_rng(seed_of("expansion", split)).random(len(lengths))
-        return lengths + np.floor(draws * (self.cfg.length - lengths + 1)).astype(np.int64)
-
     def read_sources(self, texts: list[str], context: Context) -> Batch:
         """Sources that are in no split."""
-        rows = self.pieces.ids(texts, self.cfg.source_length, start=False)
-        documents = Documents.of(rows)
+        documents = Documents.of(self.pieces.ids(texts, self.cfg.source_length, start=False))
         single = SingleDocuments(documents, self.cfg.source_length, 0, self.pieces.pad)
         return single.take(torch.arange(len(texts)))
 
-    def rows(self, split: str) -> PackedRows:
-        return PackedRows(self.documents(split), self.cfg.packing, self.cfg.longest, self.pieces.pad)
-
     def batches(self, split: str) -> Batches:
         """Packed rows to learn from; held-out documents one by one, apart from their sources."""
-        if split == "train":
-            return self.rows(split)
-        return SingleDocuments(self.documents(split), self.cfg.length, self.cfg.source_length, self.pieces.pad)
-
-
-def joined(batch: Batch) -> Batch:
-    """The batch with its sources before its texts, as packed rows have them."""
-    if batch.source is None:
-        return batch
-    own, source = batch.given if batch.given is not None else torch.zeros_like(batch.mask), batch.source
-    return Batch(ids=torch.cat([source.ids, batch.ids], 1), mask=torch.cat([source.mask, batch.mask], 1),
-                 given=torch.cat([torch.ones_like(source.mask), own], 1))
-
-
-def segments(batch: Batch) -> Tensor:
-    """Which document of its row a token is of; one document a row where the batch does not say.   [B, L] int64"""
-    return torch.zeros_like(batch.ids) if batch.segment is None else batch.segment
-
-
-def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in, c_noise for data of unit variance.   arXiv 2206.00364, table 1; c_noise is finite at 0"""
-    total = 1 + sigma**2
-    return 1 / total, sigma * total.rsqrt(), total.rsqrt(), (sigma + 1e-3).log() / 4
-
-
-def edm_weight(sigma: Tensor) -> Tensor:
-    """(1 + sigma^2) / sigma^2, 1 / c_out^2."""
-    return (1 + sigma**2) / sigma**2
+        return self.rows.batches(split)
 
 
 # ---------------------------------------------------------------- recipes
+
+# What differs, as changes for `override`, where texts are written from sources; `packing.capacity` must hold both.
+SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
+    "system.source_length": 62, "system.packing.capacity": 128,
+    "evaluation.metrics": (Bleu(), JudgeNll(), Variety(), Memorisation())}
 
 
 def scorelm(data: Data = RocStories()) -> "Trial":

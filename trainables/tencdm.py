@@ -16,7 +16,7 @@ Stages: corpus -> encoder -> encoded texts -> statistics -> decoder -> checkpoin
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from trainables.diffusion.sampler import Sampling
 from trainables.diffusion.schedules import Tangent
 from trainables.diffusion.steppers import DpmPlusPlus2M, EulerMaruyama, Grid, LinearGrid, LogSnrGrid, Stepper
 from trainables.diffusion.times import Times
+from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.context_gain import ContextBounds, ContextGain
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.features import Pooled
@@ -228,6 +229,11 @@ class TEncDMSystem(nn.Module):
 
 # ---------------------------------------------------------------- recipes
 
+# What differs, as changes for `override`, where texts are written from sources (the published weight of guidance).
+SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
+    "system.source_length": 64, "sampling.guidance": 0.5,
+    "evaluation.metrics": (Bleu(), JudgeNll(), Variety(), Memorisation())}
+
 
 def tencdm(data: Data = RocStories()) -> "Trial":
     """The paper's recipe, to the number: ROCStories, bert-base-cased, tan-9, 200,000 steps of 512."""
@@ -259,7 +265,7 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
     stories = isinstance(data, Stories)
     return Trial(
         system=TEncDM(
-            encoder=Bert(weights=small_encoder(width=32 if stories else 64)),
+            encoder=Bert(weights=small_encoder(width=32 if stories else 64, length=48 if stories else 64)),
             length=13 if stories else 48,
             process=Gaussian(schedule=Tangent(d=2.0), predicts="x0"),
             times=Times(low=0.05),
@@ -281,9 +287,9 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
             references=500))
 
 
-def small_encoder(width: int) -> Small:
+def small_encoder(width: int, length: int) -> Small:
     """A language model small enough to be trained before breakfast; it hides more of a text than the published 15 %,
     which of ten words would be one or two."""
     return Small(layers=2, width=width, heads=2, feedforward=4 * width, dropout=0.0, vocabulary=1_000, hidden=0.3,
-                 length=48, training=Training(optimizer=AdamW(lr=3e-3), schedule=Cosine(warmup=50), ema=NoAverage(),
-                                              steps=600, batch=64))
+                 length=length, training=Training(optimizer=AdamW(lr=3e-3), schedule=Cosine(warmup=50), ema=NoAverage(),
+                                                  steps=600, batch=64))

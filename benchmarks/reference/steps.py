@@ -19,7 +19,7 @@ from reference.loop import Clock
 from trainables.networks.perceiver import Perceiver
 from trainables.system import Batch
 from trainables.text.checkpoints import quietly
-from trainables.text.packing import SingleDocuments
+from trainables.text.documents import SingleDocuments
 
 ORIGINAL: dict[str, dict[str, float]] = {
     "tencdm": {"encoder": 19.4, "forward": 22.9, "self-conditioning": 10.9, "backward": 39.6, "optimizer": 3.9,
@@ -87,5 +87,5 @@ def _reference(system: str, ours: Ours, shape: Shape, folder: Path, clock: Clock
     else:
         size = (mine.cfg.network.layers, mine.cfg.network.width, mine.cfg.network.heads)
         step = scorelm.Step((*size, mine.cfg.network.feedforward), mine.pieces.vocabulary, clock, device, numbers)
-        batches = SingleDocuments(mine.documents("train"), mine.cfg.length, 0, mine.pieces.pad)
+        batches = SingleDocuments(mine.rows.documents("train"), mine.cfg.length, 0, mine.pieces.pad)
     return Reference(step, batches, ours.batch, device)

@@ -31,7 +31,7 @@ from trainables.text.checkpoints import (
     quietly,
     read_about,
 )
-from trainables.text.corpora import Data, read_texts
+from trainables.text.corpora import Data, read_rows
 from trainables.text.families import (
     T5,
     Bart,
@@ -60,10 +60,12 @@ def contextual(encoder: Encoder) -> Contextual:
 
 @config
 class EncoderFolder:
-    """The encoder in Hugging Face format.  The data train a Small one, and say where blanks go around punctuation."""
+    """The encoder in Hugging Face format.  The data train a Small one, and say where blanks go around punctuation.
+    `sources`: a Small one learns from the texts' sources, too."""
 
     data: Data
     encoder: Contextual
+    sources: bool = False
 
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
@@ -73,20 +75,23 @@ class EncoderFolder:
         return (self.data,)
 
     def make(self, out: Path, context: Context) -> None:
-        texts = read_texts(context.get(self.data), "train")
-        weights = self.encoder.weights
+        texts, weights = self._texts("train", context), self.encoder.weights
         if isinstance(weights, Small):
             self._train(weights, texts, out, context)
         else:
             with fetched(weights, out, context) as folder:
                 self._convert(folder, texts, out)
 
+    def _texts(self, split: str, context: Context) -> list[str]:
+        rows = read_rows(context.get(self.data), split)
+        return [row["text"] for row in rows] + [row.get("source", "") for row in rows if self.sources]
+
     def _train(self, small: Small, texts: list[str], out: Path, context: Context) -> None:
         tokenizer = self.encoder.tokenizer(texts, small.vocabulary)
         Words.save(tokenizer, out, texts)
         torch.manual_seed(seed_of(small.seed, "initial weights"))
         learner = self.encoder.untrained(small, tokenizer)
-        teach(learner, small, texts, read_texts(context.get(self.data), "valid"), out, context, self.encoder.half)
+        teach(learner, small, texts, self._texts("valid", context), out, context, self.encoder.half)
 
     def _convert(self, folder: Path, texts: list[str], out: Path) -> None:
         """Keep of a checkpoint what encodes."""

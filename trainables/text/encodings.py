@@ -32,7 +32,7 @@ from trainables.config import ConfigError, config
 from trainables.stages import Context, Stage
 from trainables.system import Batch
 from trainables.text.corpora import Data, read_rows
-from trainables.text.encoders import Embeddings, Encoder, EncoderFolder, FrozenEncoder, contextual
+from trainables.text.encoders import Embeddings, Encoder, EncoderFolder, FrozenEncoder, Small, contextual
 from trainables.text.tokenizers import TOKENS, Words
 
 SPLITS = ("train", "valid", "test")
@@ -65,8 +65,10 @@ class EncodedTexts:
             raise ValueError(f"source_length must be 0 (no sources) or at least 3 tokens, not {self.source_length}")
 
     def folder(self) -> EncoderFolder:
-        """The stage of the encoder itself."""
-        return EncoderFolder(data=self.data, encoder=contextual(self.encoder))
+        """The encoder's stage.  A model trained here must have met sources too, if it is to read them."""
+        encoder = contextual(self.encoder)
+        learns = self.source_length > 0 and isinstance(encoder.weights, Small)
+        return EncoderFolder(data=self.data, encoder=encoder, sources=learns)
 
     def needs(self) -> tuple[Stage, ...]:
         return (self.data, self.folder())

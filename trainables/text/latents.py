@@ -4,7 +4,6 @@
     RawEncodings(model=Bart())            words -> encoder states [L, E], z = (h - mean) / scale;  back: write
 
     CompressedTexts(autoencoder)          every text's latents, cached     (raw states: LanguageModelStates)
-    EncodedSources(data, encoder, length) every source's states, cached
     LatentStatistics(texts)               mean per feature and one scale, over the whole train split
     LengthHistogram(texts)                how many tokens the training texts have
 
@@ -27,14 +26,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainables.config import ConfigError, config
+from trainables.config import config
 from trainables.networks.perceiver import Perceiver, PerceiverAutoencoder, fixed_norm
 from trainables.randomness import Rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch
 from trainables.text.autoencoder import AutoencoderTraining, TrainedAutoencoder, load_autoencoder
-from trainables.text.corpora import Data, read_rows
-from trainables.text.encoders import EncoderFolder, FrozenEncoder, TokenRows
+from trainables.text.conditions import EncodedSources, Labels
+from trainables.text.corpora import read_rows
 from trainables.text.encodings import EXAMPLES_AT_ONCE, SPLITS, EncodedSplit
 from trainables.text.families import Bart, Small
 from trainables.text.language_model import (
@@ -45,7 +44,6 @@ from trainables.text.language_model import (
     LanguageModelStates,
     copy_words,
     write_ids,
-    write_states,
 )
 
 CPU = torch.device("cpu")
@@ -143,53 +141,6 @@ Representation = PerceiverLatents | RawEncodings
 Texts = CompressedTexts | LanguageModelStates
 
 
-# ---------------------------------------------------------------- sources
-
-
-@config
-class EncodedSources:
-    """The source of every text of train, valid and test as encoder states; laid out as LanguageModelStates' texts.
-
-    Not `cached`: tokens and masks only; who reads them runs the encoder.
-    """
-
-    data: Data
-    encoder: LanguageModelFolder | EncoderFolder
-    length: int
-    cached: bool = True
-
-    version: ClassVar[int] = 1
-
-    def needs(self) -> tuple[Stage, ...]:
-        return (self.data, self.encoder)
-
-    def make(self, out: Path, context: Context) -> None:
-        encoder = self.reader(context)
-        of = self.encoder.model if isinstance(self.encoder, LanguageModelFolder) else self.encoder.encoder
-        for split in SPLITS:
-            rows = read_rows(context.get(self.data), split)
-            if not all(row.get("source") for row in rows):
-                raise ConfigError("source", f"the texts of {split} have no sources to read")
-            write_states(out, split, [row["source"] for row in rows], self.length, encoder, of.weights.storage,
-                         trimmed=True, states=self.cached)
-        copy_words(context.get(self.encoder), out)
-
-    def reader(self, context: Context) -> FrozenEncoder:
-        """The encoder that reads."""
-        folder = context.get(self.encoder)
-        if isinstance(self.encoder, LanguageModelFolder):
-            return FrozenLanguageModel.load(folder).to(context.device).encoder()
-        return FrozenEncoder.load(folder, context.device)
-
-    @staticmethod
-    def split(folder: Path, split: str) -> EncodedSplit | TokenRows:
-        """The sources of a split by number, with their states if those are cached."""
-        if (folder / f"{split}.encodings.npy").exists():
-            return EncodedSplit(folder, split)
-        ids, mask = (torch.from_numpy(np.load(folder / f"{split}.{part}.npy")) for part in ("ids", "mask"))
-        return TokenRows(ids.long(), mask)
-
-
 # ---------------------------------------------------------------- statistics
 
 
@@ -237,29 +188,6 @@ class LengthHistogram:
         mask = np.load(context.get(self.texts) / "train.mask.npy", mmap_mode="r")
         counts = np.bincount(mask.sum(1), minlength=self.texts.length + 1)
         (out / "lengths.json").write_text(json.dumps(counts.tolist()))
-
-
-@config
-class Labels:
-    """Per split <split>.label.npy int64 [N], and classes.json: the classes of the train split, in order."""
-
-    data: Data
-
-    version: ClassVar[int] = 1
-
-    def needs(self) -> tuple[Stage, ...]:
-        return (self.data,)
-
-    def make(self, out: Path, context: Context) -> None:
-        said = {split: [row.get("class", "") for row in read_rows(context.get(self.data), split)] for split in SPLITS}
-        classes = sorted(set(said["train"]))
-        for split, names in said.items():
-            strange = sorted(set(names) - set(classes))
-            if "" in names or strange:
-                raise ConfigError("classes", f"texts of {split} have no class" if "" in names else
-                                  f"{split} has the class {strange[0]!r}, and train has not")
-            np.save(out / f"{split}.label.npy", np.array([classes.index(name) for name in names], dtype=np.int64))
-        (out / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
 
 
 # ---------------------------------------------------------------- the space
