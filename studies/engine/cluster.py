@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -149,7 +149,7 @@ def join(address: str) -> None:
         raise BadInput(f"the Ray cluster at {address} cannot be joined: {reason[:300]}") from None
 
 
-def _connect(address: str, extra: Mapping[str, str]) -> Any:
+def _connect(address: str, extra: dict[str, str]) -> Any:
     import ray
 
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
@@ -167,7 +167,7 @@ def _has_state_api(context: Any) -> bool:
 
     try:
         there = list_nodes(address=f"http://{context.dashboard_url}", timeout=10, limit=10_000)
-        return context.address_info["node_id"] in {node.node_id for node in there}
+        return context.address_info["node_id"] in {node.node_id for node in there}      # type: ignore
     except Exception:                    # nobody answers, or not to us
         return False
 
