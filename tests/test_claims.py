@@ -38,7 +38,8 @@ SAID: dict[str, Any] = dict(says="It helps", paper="A paper, Table 1", study="to
 
 
 def claim(name: str = "helps", **changes: Any) -> Claim:
-    return Claim(**{"name": name} | SAID | changes)
+    said: dict[str, Any] = {"name": name} | SAID | changes
+    return Claim(**said)
 
 
 def write(path: Path, *claims: dict) -> Path:

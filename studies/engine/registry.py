@@ -152,7 +152,8 @@ def register(tracking: Tracking, name: str, folder: Path, told: Mapping[str, str
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
-    return client.create_model_version(name, f"models:/{model.model_id}", run, dict(told),
+    # not models:/<id>: a store without a server would look for that where the process, not the client, records
+    return client.create_model_version(name, model.artifact_location, run, dict(told),
                                        model_id=model.model_id).version
 
 
