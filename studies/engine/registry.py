@@ -145,7 +145,9 @@ def register(tracking: Tracking, name: str, folder: Path, told: Mapping[str, str
         finally:
             shutil.rmtree(work, ignore_errors=True)
         if run is not None:
-            client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
+            outputs = client.get_run(run).outputs
+            if outputs is None or model.model_id not in {each.model_id for each in outputs.model_outputs}:
+                client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])     # twice is an error
         client.finalize_logged_model(model.model_id, "READY")
     try:
         client.create_registered_model(name, description="The best models of a study, as generators of texts.")
