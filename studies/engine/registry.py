@@ -12,6 +12,7 @@ arms) keeps it while its value is better, at the same scale, on the same data.  
 """
 
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -97,7 +98,7 @@ def bring(tracking: Tracking, folder: Path, told: dict[str, str], findings: Find
         return                                                      # the best of other arms, which are not asked today
     number = here[0].version if here else register(tracking, name, folder, told)
     for alias, other in held.items():
-        if (other is None or other.version != number) and not (
+        if (other is None or str(other.version) != str(number)) and not (
                 other and _better(tracking, other, told, value, findings)):
             client.set_registered_model_alias(name, alias, number)
 
@@ -200,6 +201,7 @@ def fetch(uri: str, into: Path) -> Path:
     of the folder where one is.
     """
     settle_environment()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     out = Path("results").absolute()
     place = tracking_uri(out)
     file = place.removeprefix("sqlite:///")
