@@ -297,8 +297,8 @@ class Room:
         return done.stdout + done.stderr
 
     def ssh(self, host: str, words: str, name: str) -> str:
-        unknown = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        return self.command(name, "ssh", "-q", "-i", os.environ["KEY"], *unknown, f"{USER}@{host}", f"bash --login -c '{words}'")
+        options = ["-i", os.environ["KEY"], "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        return self.command(name, "ssh", "-q", *options, f"{USER}@{host}", f"bash --login -c '{words}'")
 
     def up(self, config: str) -> bool:
         self.command("up", "ray", "up", "-y", "--no-config-cache", config, limit=1200)
