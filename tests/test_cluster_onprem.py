@@ -213,7 +213,8 @@ def machine_room(hosts: int, shared: Path, command: list[str]) -> int:
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    return subprocess.run(command, env=os.environ | own).returncode
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # pytest's own token
+    return subprocess.run(command, env=others | own).returncode
 
 
 # ------------------------------------------------------------------------------------ the test's own commands, inside
