@@ -46,7 +46,7 @@ def conduct(study: Study, options: Options, on: str, stop: bool) -> int:
     """Everything between the command line and the exit code.   BadInput"""
     console = Console(highlight=False)
     home = Path("results") / place(on) / study.name
-    check(study, replace(options, out=home.parent.absolute()))
+    check(study, replace(options, out=Path("results").absolute()))
     before = signal.signal(signal.SIGTERM, _as_interrupt)
     remote: Remote | None = None
     try:
