@@ -428,7 +428,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def outcome_of(report: dict[str, Any]) -> dict[str, Any]:
     log = (Path(report["folder"]) / "study.log").read_text()
     assert report["study"]["code"] == 0, log[-3000:]
-    assert report["study"]["tunnels"] == 1 and log.count("start  plain seed 0") == 1, "printed once"
+    assert report["study"]["tunnels"] == 1 and log.count("done   stage 1/3") == 1, "printed once"
     return json.loads((Path(report["folder"]) / "laptop/outcome.json").read_text())
 
 
