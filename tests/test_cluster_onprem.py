@@ -477,7 +477,7 @@ def test_a_study_goes_on_without_a_host_and_without_its_tunnel(report: dict[str,
     cells = [cell for arm in outcome["arms"] for cell in arm["cells"]]
     assert len(cells) == 8 and all(cell["status"] == "done" for cell in cells)
     assert re.fullmatch("[0-9a-f]{40}", outcome["commit"])
-    assert report["runs"] == ["9"], "in the tracking server on the head: the study and its eight cells"
+    assert report["runs"] == ["12"], "in the tracking server on the head: the study, its eight cells, three stages"
     code, said = report["again_said"]
     assert code == 0 and "8 done, 0 to run" in said
 
