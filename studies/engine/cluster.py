@@ -28,6 +28,7 @@ from trainables.config import near
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",      # no telemetry
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",    # what is printed is the study's
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",          # a report waits for this; the default is 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",      # for its places; then it is asked anew how many there are
     "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",    # two seconds of start-up
