@@ -64,13 +64,15 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         hours: Annotated[float | None, typer.Option(
             help="GPU hours (CPU hours without GPUs) that all cells together may cost.")] = None,
         price: Annotated[float | None, typer.Option(help="Money an hour costs; expected costs are said in it.")] = None,
+        by_code: Annotated[bool, typer.Option(
+            "--by-code", help="Cells are told apart by the code they use, too: what was changed runs again.")] = False,
         report: Annotated[bool, typer.Option(
             "--report", help="Print the table from what is recorded; run nothing.")] = False,
     ) -> None:
         raise typer.Exit(conduct(study, Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
             workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
-            decide=decide, hours=hours, price=price)))
+            decide=decide, hours=hours, price=price, by_code=by_code)))
 
     app(args=arguments, prog_name=f"{study.name}.py")
 
@@ -248,7 +250,8 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         from studies.engine.run import run
         console = Console(file=user, highlight=False)
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
-                      store=open_store(options).url, resources=plan.resources, code=source)
+                      store=open_store(options).url, resources=plan.resources, code=source,
+                      by_code=open_store(options).code)
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)

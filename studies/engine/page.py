@@ -22,7 +22,7 @@ from studies.engine.style import CSS
 from trainables.config import flat
 
 LinkTo = Callable[[str], str | None]    # an MLflow run's id -> where a browser finds it
-SIDE = ("lr", "grad_norm", "examples_per_second")       # curves of machinery, not of learning
+SIDE = ("lr", "grad_norm", "examples_per_second", "tokens_per_second")     # curves of machinery, not of learning
 
 
 @dataclass(frozen=True)
