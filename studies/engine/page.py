@@ -47,8 +47,17 @@ def sections(findings: Findings, runs: Mapping[str, str] | None = None, link: Li
 
 def page(findings: Findings, parts: Iterable[Section]) -> str:
     """The whole page."""
-    plan = findings.plan
-    said = sentences(findings)
+    plan, said = findings.plan, sentences(findings)
+    head = (f'<div class="over"><b>{escape(plan.study.name)}</b> · {escape(plan.scale)} · '
+            f"data {escape(plan.data)} · {len(plan.arms)} arms · {_cells(findings)}</div>"
+            f"<h1>{escape(plan.study.question)}</h1>")
+    head += f'<p class="expected">Expected: {escape(plan.study.expectation)}</p>' if plan.study.expectation else ""
+    head += f'<p class="answer">{typeset(said[0]) if said else "Nothing has finished yet."}</p>'
+    return document(f"{plan.study.question} · {plan.study.name}", head, parts)
+
+
+def document(title: str, head: str, parts: Iterable[Section]) -> str:
+    """A page of sections beneath a head, which is trusted html."""
     shown = [part for part in parts if part.html]
     names = {part.title: re.sub(r"[^a-z0-9]+", "-", part.title.lower()) for part in shown}
     body = "".join(f'<section id="{names[part.title]}"><h2>{escape(part.title)}</h2>'
@@ -58,12 +67,7 @@ def page(findings: Findings, parts: Iterable[Section]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(plan.study.question)} · {escape(plan.study.name)}</title><style>{CSS}</style></head>\n"
-        f'<body><main>\n<header><div class="over"><b>{escape(plan.study.name)}</b> · {escape(plan.scale)} · '
-        f"data {escape(plan.data)} · {len(plan.arms)} arms · {_cells(findings)}</div>"
-        f"<h1>{escape(plan.study.question)}</h1>"
-        + (f'<p class="expected">Expected: {escape(plan.study.expectation)}</p>' if plan.study.expectation else "")
-        + (f'<p class="answer">{typeset(said[0])}</p>' if said else '<p class="answer">Nothing has finished yet.</p>')
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n<header>{head}"
         + "<nav>" + "".join(f'<a href="#{names[part.title]}">{escape(part.title)}</a>' for part in shown)
         + "</nav></header>\n" + body + "<footer>Palimpsest</footer></main></body></html>\n")
 

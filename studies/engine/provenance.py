@@ -1,7 +1,9 @@
 """Where a result came from: the commit, and what the tree said besides."""
 
 import hashlib
+import os
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +25,22 @@ class Code:
 
 
 def code(root: Path = ROOT) -> Code:
-    """The state of the repository that this file lies in; commit "unknown" outside of one."""
+    """The state of the repository that this file lies in.
+
+    Outside of one, as in an image, it is the commit that PALIMPSEST_COMMIT names, or "unknown".
+    """
     commit = _git(root, "rev-parse", "HEAD").strip()
     if not commit:
-        return Code("unknown", "")
+        return Code(os.environ.get("PALIMPSEST_COMMIT") or "unknown", "")
     new = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
     diff = _git(root, "diff", "HEAD", "--no-ext-diff") + "".join(f"untracked: {name}\n" for name in new)
     return Code(commit, diff[:LONGEST])
+
+
+def commits(old: str, new: str, paths: Iterable[str], root: Path = ROOT) -> list[str]:
+    """The commits after `old`, up to `new`, that touch these paths, latest first; [] where git does not know."""
+    said = _git(root, "log", "--no-merges", "--format=%h %an: %s", f"{old}..{new}", "--", *paths)
+    return said.splitlines()
 
 
 def _git(root: Path, *arguments: str) -> str:
