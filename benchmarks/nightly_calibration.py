@@ -136,8 +136,8 @@ def main() -> None:
     nights = parser.parse_args().nights
     began = time.time()
     what = watched(4, 16, 0.01)
-    print(f"{what.claims} claims, each at {100 * what.level:.3f} %, {len(what.looks)} looks; the number behind ± is two "
-          "standard errors")
+    print(f"{what.claims} claims, each at {100 * what.level:.3f} %, {len(what.looks)} looks; behind ±: two standard "
+          "errors")
     clean(nights)
     planted(max(nights // 5, 20))
     print(f"\n{time.time() - began:.0f} s, {time.process_time():.0f} s of one core")

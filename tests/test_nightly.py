@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from studies.engine import code_version
+from studies.engine.clearing import clear
 from studies.engine.code_version import CodeVersions
+from studies.engine.ledger import Ledger
 from studies.engine.nightly import nightly
 from studies.engine.nights import History, cells_of, judge_night
 from studies.engine.notices import addresses, markdown, message, send, slack_like, worth_saying
@@ -411,6 +413,21 @@ def test_the_history_is_whole_and_finds_the_good_night(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_checkpoints_of_old_code_are_cleared_and_what_is_compared_with_is_kept(tmp_path):
+    watched, history, ledger = read_nightly(write(tmp_path), found).studies[0], History(tmp_path), Ledger(
+        tmp_path / "nightly-toy")
+    for number, verdict in enumerate(["pass", "regressed", "regressed", "regressed"], start=1):
+        some = cells(float(number), key=f"k{number}")
+        for cell in some:
+            ledger.write_cell({"key": cell["key"], "stages": ["Table-1", f"Trained-{number}"]})
+        history.add(night(some, verdict, number=number))
+    for name in ("Table-1", "Trained-1", "Trained-2", "Trained-3", "Trained-4", "Trained-of-a-study"):
+        (tmp_path / "stages" / name).mkdir(parents=True)
+    assert clear(history, [watched], keep=2) == ["Trained-2"] and clear(history, [watched], keep=2) == []
+    assert {path.name for path in (tmp_path / "stages").iterdir()} == {
+        "Table-1", "Trained-1", "Trained-3", "Trained-4", "Trained-of-a-study"}
+
+
 def test_changed_definitions_are_found_between_two_nights(tmp_path):
     history = History(tmp_path)
     old = history.keep_code({"a.py: f": "1", "a.py: g": "1", "package torch": "2.13"})
@@ -462,11 +479,12 @@ def mailbox() -> Iterator[tuple[int, list[str]]]:
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 here\r\n")
         while line := (await reader.readline()).decode().strip():
-            if line == "DATA":
+            command = line.upper()
+            if command == "DATA":
                 writer.write(b"354 go on\r\n")
                 letters.append((await reader.readuntil(b"\r\n.\r\n")).decode())
-            writer.write(b"221 bye\r\n" if line == "QUIT" else b"250 yes\r\n")
-            if line == "QUIT":
+            writer.write(b"221 bye\r\n" if command == "QUIT" else b"250 yes\r\n")
+            if command == "QUIT":
                 break
         writer.close()
 

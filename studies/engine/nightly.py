@@ -7,6 +7,7 @@
     3 something regressed                   75 another night runs     130 stopped; the same command continues
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from studies.engine import report
+from studies.engine.clearing import clear
 from studies.engine.cluster import find_cluster, settle_environment
 from studies.engine.code_version import current
 from studies.engine.ledger import Record
@@ -41,7 +43,7 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
             return accepted(History(out), chosen, only)
         to = {} if dry_run else addresses(asked.notify)
         with FileLock(out / ".night.lock", timeout=0):
-            return through(chosen, out, json, dry_run, to, root)
+            return through(asked, chosen, out, json, dry_run, to, root)
     except Timeout:
         complain(f"another night is at work in {out}")
         return BUSY
@@ -58,7 +60,7 @@ def choose(asked: Nightly, only: str | None) -> Nightly:
     names = [watched.name for watched in asked.studies]
     if only is not None and only not in names:
         raise BadInput(f"--only: no study {only!r}{near(only, names)}")
-    return Nightly(tuple(each for each in asked.studies if only in (None, each.name)), asked.notify)
+    return replace(asked, studies=tuple(each for each in asked.studies if only in (None, each.name)))
 
 
 def accepted(history: History, asked: Nightly, only: str | None) -> int:
@@ -72,17 +74,18 @@ def accepted(history: History, asked: Nightly, only: str | None) -> int:
     return 0
 
 
-def through(asked: Nightly, out: Path, json: Path | None, dry_run: bool, to: dict[str, str], root: Path) -> int:
+def through(asked: Nightly, chosen: Nightly, out: Path, json: Path | None, dry_run: bool, to: dict[str, str],
+            root: Path) -> int:
     """The night itself."""
     history, console = History(out), Console(highlight=False)
     say = printer(console)
-    studies = [StudyNight(watched, history, current(), say, root) for watched in asked.studies]
+    studies = [StudyNight(watched, history, current(), say, root) for watched in chosen.studies]
     check_plans(studies, find_cluster())
     if dry_run:
         for study in studies:
             say("\n".join(study.plan()))
         return 0
-    before = {watched.name: nights[-1]["verdict"] for watched in asked.studies
+    before = {watched.name: nights[-1]["verdict"] for watched in chosen.studies
               if (nights := history.nights(watched.name))}
     nights: list[Record] = []
     stopped = 0
@@ -102,6 +105,7 @@ def through(asked: Nightly, out: Path, json: Path | None, dry_run: bool, to: dic
         say("\n" + markdown(nights) + f"\nthe history   {out / 'history.html'}")
         if to and worth_saying(nights, before) and (failed := send(nights, to)):
             complain(f"not told: {', '.join(failed)}")
+    clear(history, asked.studies, asked.keep)
     code = stopped or exit_code(nights)
     if json is not None:
         json.write_text(report.as_json({"exit": code, "nights": nights}), encoding="utf-8")

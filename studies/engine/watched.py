@@ -1,6 +1,7 @@
 """What a night watches: a small TOML file, refused with the path, the value and what would be right.
 
     false_alarms = 0.01                      of clean nights, a study: something is called regressed that is not
+    keep = 7                                 nights whose checkpoints are kept; records are kept for ever
     notify = ["PALIMPSEST_NOTIFY"]           environment variables that hold where to say so; never the address itself
 
     [studies.encoder]                        a name of your own
@@ -34,7 +35,7 @@ from studies.engine.study import BadInput, Maximise, Minimise, Study, Watch
 from trainables.config import ConfigError, near
 
 Find = Callable[[str], Study]
-TOP = {"false_alarms": float, "notify": list, "studies": dict}
+TOP = {"false_alarms": float, "keep": int, "notify": list, "studies": dict}
 ENTRY = {"study": str, "scale": str, "arms": list, "set": list, "data": str, "seeds": int, "most": int, "hours": float,
          "speed": str, "margins": dict}
 WORDS = {float: "a number", int: "a whole number", str: "a text", list: "a list of texts", dict: "a table"}
@@ -110,6 +111,7 @@ class Nightly:
 
     studies: tuple[Watched, ...]
     notify: tuple[str, ...]             # names of environment variables
+    keep: int = 7                       # nights whose checkpoints are kept
 
 
 def read_nightly(path: Path, find: Find | None = None) -> Nightly:
@@ -127,9 +129,12 @@ def read_nightly(path: Path, find: Find | None = None) -> Nightly:
             raise ConfigError("false_alarms", f"a share of nights, more than 0 and less than 0.5, not {alarms}")
         if not said.get("studies"):
             raise ConfigError("studies", "name one: [studies.NAME]")
+        if (keep := said.get("keep", 7)) < 1:
+            raise ConfigError("keep", f"nights, at least 1, not {keep}")
         find = find or file_of_studies
         studies = tuple(_watched(name, entry, alarms, find) for name, entry in said["studies"].items())
-        return Nightly(studies, tuple(_variable(name, f"notify[{i}]") for i, name in enumerate(said.get("notify", []))))
+        notify = tuple(_variable(name, f"notify[{i}]") for i, name in enumerate(said.get("notify", [])))
+        return Nightly(studies, notify, keep)
     except ConfigError as error:
         raise BadInput(f"{path.name}: {error}") from None
 
