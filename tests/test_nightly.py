@@ -583,6 +583,7 @@ class Repository:
         self.trial.write_text(text.replace(old, new))
         self.commit(words)
         importlib.reload(self.module)
+        code_version.current.cache_clear()
 
     @staticmethod
     def found(name: str) -> Study:
@@ -590,7 +591,6 @@ class Repository:
 
     def night(self, **options: Any) -> tuple[int, dict]:
         """The exit code, and what --json says of the one study."""
-        code_version.current.cache_clear()
         said = self.out.parent / "night.json"
         ended = nightly(self.file, self.out, json=said, find=self.found, root=self.folder, **options)
         result = json.loads(said.read_text())

@@ -82,9 +82,12 @@ class StudyNight:
                 break
         assert verdict is not None and findings is not None
         moved = any(found.kind not in ("same", "open") for found in verdict.findings)
-        if verdict.word == "pass" and moved and seeds < self.watched.most:
-            self.say(f"{self.watched.name} passed with other numbers; it is filled up to {self.watched.most} seeds")
+        if verdict.word == "pass" and seeds < self.watched.most and (
+                moved or self._seeds_of(good) < self.watched.most):
+            self.say(f"{self.watched.name} passed; as the measure of the next nights it gets {self.watched.most} seeds")
             findings = self.measure(self.watched.most)
+            again = self.judge(findings, good)
+            verdict = again if again.word == "failed" else verdict
         return self.remember(findings, verdict, good)
 
     def measure(self, seeds: int) -> Findings:
@@ -162,7 +165,8 @@ def tell_tracking(night: Record, watched: Watched, out: Path, markdown: str) -> 
         "commit": night["commit"], "mlflow.source.git.commit": night["commit"],
         "compared_with": night["compared_with"]["commit"] if night["compared_with"] else "",
         "suspects": "\n".join(night["suspects"])})
-    story.record(night["number"], {f"night/{metric}/{arm}": mean for (metric, arm), mean in means(night).items()})
+    curves = {f"night/{metric}/{arm}": mean for (metric, arm), mean in means(night, watched).items()}
+    story.record(night["number"], curves)
     story.end("failed" if night["verdict"] in ("failed", "regressed") else "done", 0.0)
     story.close()
     try:
@@ -172,12 +176,12 @@ def tell_tracking(night: Record, watched: Watched, out: Path, markdown: str) -> 
     return "" if shipper.close() else shipper.problem
 
 
-def means(night: Record) -> dict[tuple[str, str], float]:
-    """(metric, arm) -> mean over the cells that are done."""
+def means(night: Record, watched: Watched) -> dict[tuple[str, str], float]:
+    """(metric, arm) -> mean over the seeds that every night has: others would move it from night to night."""
     values: dict[tuple[str, str], list[float]] = {}
     for cell in night["cells"]:
         for metric, value in {**cell["metrics"], "tokens_per_second": cell["speed"]}.items():
-            if cell["status"] == "done" and value is not None:
+            if cell["status"] == "done" and cell["seed"] < watched.seeds and value is not None:
                 values.setdefault((metric, cell["arm"]), []).append(value)
     return {at: statistics.fmean(some) for at, some in values.items()}
 

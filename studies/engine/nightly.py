@@ -19,7 +19,7 @@ from studies.engine.clearing import clear
 from studies.engine.cluster import find_cluster, settle_environment
 from studies.engine.code_version import current
 from studies.engine.ledger import Record
-from studies.engine.night import BUSY, Ended, StudyNight, check_plans, exit_code, printer, tell_tracking
+from studies.engine.night import BUSY, STOPPED, Ended, StudyNight, check_plans, exit_code, printer, tell_tracking
 from studies.engine.nights import History
 from studies.engine.nights_page import history_page
 from studies.engine.notices import addresses, markdown, send, worth_saying
@@ -47,6 +47,9 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
     except Timeout:
         complain(f"another night is at work in {out}")
         return BUSY
+    except KeyboardInterrupt:
+        complain("stopped; the same command continues from here")
+        return STOPPED
     except (BadInput, ConfigError) as error:
         complain(f"error: {error}")
         return 2

@@ -1,7 +1,7 @@
 """The history of nights as one page that stands alone: every metric of every arm, night by night, and what was said.
 
     nights -> for each study: a curve per metric (mean over seeds; the band is their 95 % interval), marks where a night
-              did not pass, the margin beyond the last good night; and the nights in a table -> history.html
+              did not pass; and the nights in a table -> history.html
 """
 
 import statistics
@@ -44,8 +44,9 @@ def _study(watched: Watched, nights: Sequence[Record]) -> list[Section]:
         drawn[f"{metric}{arrow}  margin {margin}"] = figures.curves(_lines(watched, nights, metric), "night",
                                                                     marks=_marks(nights))
     drawn[f"{SPEED} ↑"] = figures.curves(_lines(watched, nights, SPEED), "night", marks=_marks(nights))
-    note = ("Mean over the seeds of each night; the band is its 95 % interval.  A line across marks a night that did "
-            f"not pass.  {watched.scale}, {', '.join(watched.arms)}"
+    note = (f"Mean over the first {watched.seeds} seeds, which every night has; the band is its 95 % interval over them, "
+            "which cancel in a comparison of nights.  A line across marks a night that did not pass.  "
+            f"{watched.scale}, {', '.join(watched.arms)}"
             + (f", {', '.join(watched.assignments)}" if watched.assignments else "") + ".")
     rows = [[("arm", str(night["number"])), ("", escape(night["night"])), ("", f"<code>{night['commit'][:12]}</code>"
              + (" with changes" if night["dirty"] else "")), ("", _badge(night)), ("", typeset(night["why"])),
@@ -70,7 +71,8 @@ def _lines(watched: Watched, nights: Sequence[Record], metric: str) -> list[Line
         points = []
         for night in nights:
             values = [cell["speed"] if metric == SPEED else cell["metrics"].get(metric)
-                      for cell in night["cells"] if cell["arm"] == arm and cell["status"] == "done"]
+                      for cell in night["cells"]
+                      if cell["arm"] == arm and cell["status"] == "done" and cell["seed"] < watched.seeds]
             values = [value for value in values if value is not None]
             if values:
                 found, mean = interval(values), statistics.fmean(values)
