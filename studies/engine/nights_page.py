@@ -44,8 +44,8 @@ def _study(watched: Watched, nights: Sequence[Record]) -> list[Section]:
         drawn[f"{metric}{arrow}  margin {margin}"] = figures.curves(_lines(watched, nights, metric), "night",
                                                                     marks=_marks(nights))
     drawn[f"{SPEED} ↑"] = figures.curves(_lines(watched, nights, SPEED), "night", marks=_marks(nights))
-    note = (f"Mean over the first {watched.seeds} seeds, which every night has; the band is its 95 % interval over them, "
-            "which cancel in a comparison of nights.  A line across marks a night that did not pass.  "
+    note = (f"Mean over the first {watched.seeds} seeds, which every night has, and its 95 % interval over them; "
+            "in a comparison of nights they cancel.  A line across marks a night that did not pass.  "
             f"{watched.scale}, {', '.join(watched.arms)}"
             + (f", {', '.join(watched.assignments)}" if watched.assignments else "") + ".")
     rows = [[("arm", str(night["number"])), ("", escape(night["night"])), ("", f"<code>{night['commit'][:12]}</code>"
