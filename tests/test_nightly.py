@@ -189,6 +189,30 @@ def test_all_code_that_a_real_trial_runs_is_in_its_version(tmp_path):
         assert not missed, type(stage).__name__
 
 
+@pytest.mark.parametrize("changed, part", [("Scored", "has its samples: it is only scored"),
+                                           ("Sampled", "is trained: it is sampled and scored"), ("Trained", None)])
+def test_changed_code_runs_what_stands_on_it_and_nothing_else(tmp_path, changed, part):
+    """Cells done with one state of the code, planned with another: what the store has of them is used."""
+    from studies.engine.inline import Place, attempt
+    from studies.engine.plan import make_plan
+    from studies.engine.provenance import Code
+    from studies.engine.study import Resources
+    from trainables.stages import Store
+
+    def planned(code: Any) -> Any:
+        return make_plan(toy(), scale="laptop", why="", ledger=Ledger(tmp_path / "toy"), resources=Resources(), seeds=2,
+                         store=Store(tmp_path / "stages", code=code), arms=["plain"])
+
+    place = Place(study="toy", scale="laptop", data="Words", folder=tmp_path / "toy", store=str(tmp_path / "stages"),
+                  resources=Resources(), code=Code("unknown", ""), by_code=lambda cls: cls.__name__)
+    for cell in planned(place.by_code).missing:
+        assert attempt(cell, place, lambda context, cell=cell: context.get(cell.scored()))["status"] == "done"
+    assert not planned(lambda cls: cls.__name__).missing and len(planned(None).missing) == 2
+    again = planned(lambda cls: cls.__name__ + "!" * (cls.__name__ == changed))
+    assert len(again.missing) == 2 and set(again.reused.values()) == ({part} if part else set())
+    assert {each.why for each in again.stale.values()} == {f"stage {changed} has another version or other code"}
+
+
 # ---------------------------------------------------------------- what is said of pairs
 
 

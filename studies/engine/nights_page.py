@@ -48,7 +48,7 @@ def _study(watched: Watched, nights: Sequence[Record]) -> list[Section]:
             "in a comparison of nights they cancel.  A line across marks a night that did not pass.  "
             f"{watched.scale}, {', '.join(watched.arms)}"
             + (f", {', '.join(watched.assignments)}" if watched.assignments else "") + ".")
-    rows = [[("arm", str(night["number"])), ("", escape(night["night"])), ("", f"<code>{night['commit'][:12]}</code>"
+    rows = [[("arm", str(night["number"])), ("n", escape(night["night"])), ("", f"<code>{night['commit'][:12]}</code>"
              + (" with changes" if night["dirty"] else "")), ("", _badge(night)), ("", typeset(night["why"])),
              ("", "<br>".join(f"<code>{escape(suspect)}</code>" for suspect in night["suspects"][:8]))]
             for night in nights[::-1]]
