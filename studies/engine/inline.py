@@ -54,6 +54,10 @@ class Place:
     def open_store(self) -> Store:
         return Store(self.store, self.folder.parent / "stages" if "://" in self.store else None, self.by_code)
 
+    def titled(self, name: str) -> str:
+        """What a run is called: with the commit, where one cell has a run for each state of the code."""
+        return f"{name} at {self.code.commit[:7]}" if self.by_code else name
+
     def context(self, record: Callable, should_stop: Callable[[], bool] = lambda: False) -> Context:
         """The context of a stage that is made in this process, which gets its threads and its device here."""
         torch.set_num_threads(self.resources.cpus)
@@ -117,7 +121,7 @@ def give_up(cell: Cell, place: Place, reason: str, status: str = "failed") -> Re
 def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Record:
     """Do a cell and say what became of it.  `produce` returns the folder that holds metrics.json."""
     outbox = Outbox(place.ledger.outbox(cell.key))
-    outbox.start(key=cell.key, name=cell.name, params=flat(cell.trial), tags=_tags(cell, place),
+    outbox.start(key=cell.key, name=place.titled(cell.name), params=flat(cell.trial), tags=_tags(cell, place),
                  data={"name": place.data, "digest": fingerprint(cell.trial.data), "config": to_dict(cell.trial.data)},
                  texts={"config.json": json.dumps(to_dict(cell.trial), indent=1)})
     started, clock = time.time(), time.perf_counter()
@@ -165,7 +169,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
 def make_stage(shared: Shared, place: Place, produce: Callable[[Context], object] | None = None) -> Record:
     """Make a shared stage (through `produce`, where a group does it); its curves go to its own outbox."""
     outbox = Outbox(place.ledger.outbox(f"stage-{shared.key}"))
-    outbox.start(key=shared.key, name=shared.name, params=flat(shared.stage), tags=stage_tags(shared, place),
+    outbox.start(key=shared.key, name=place.titled(shared.name), params=flat(shared.stage),
+                 tags=stage_tags(shared, place),
                  texts={"config.json": json.dumps(to_dict(shared.stage), indent=1)})
     clock, status, reason, trace, notice = time.perf_counter(), "done", "", "", place.notice
     try:
