@@ -173,11 +173,11 @@ def _has_state_api(context: Any) -> bool:
         return False
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, Any]:
+def _environment(extra: dict[str, str]) -> dict[str, Any]:
     """What workers run in: this tree, our settings; of a submitted job only what it does not have already, since Ray
     takes nothing twice."""
     job = json.loads(os.environ.get(IN_A_JOB) or "{}").get("runtime_env", {})
-    settings = {name: os.environ[name] for name in SETTINGS} | dict(extra)
+    settings = {name: os.environ[name] for name in SETTINGS} | extra
     tree = {} if job.get("working_dir") else {"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"]}
     return tree | {"env_vars": {name: value for name, value in settings.items() if name not in job.get("env_vars", {})}}
 

@@ -85,12 +85,21 @@ class Span:
     text: str
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at x: a line across; `kind` is a verdict, which gives the colour."""
+
+    x: float
+    kind: str
+    text: str
+
+
 def colour(number: int) -> str:
     """The CSS colour of the number-th arm."""
     return f"var(--c{number % COLOURS})"
 
 
-def curves(lines: Sequence[Line], x_label: str, log: bool = False) -> str:
+def curves(lines: Sequence[Line], x_label: str, log: bool = False, marks: Sequence[Mark] = ()) -> str:
     """Lines with bands over steps.  `log`: logarithmic where all is positive and spans more than a factor of 6."""
     lines = [Line(line.name, thin([p for p in line.points if all(map(math.isfinite, p))]), line.colour)
              for line in lines]
@@ -102,6 +111,9 @@ def curves(lines: Sequence[Line], x_label: str, log: bool = False) -> str:
     x = Scale.over([point[0] for line in lines for point in line.points], LEFT, WIDTH - RIGHT, room=0.01)
     y = Scale.over(values, HEIGHT - BOTTOM, TOP, log)
     parts = [_axes(x, y, x_label)]
+    parts += [f'<line class="mark" style="stroke:var(--{mark.kind})" x1="{x(mark.x):.1f}" x2="{x(mark.x):.1f}" '
+              f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(mark.text)}</title></line>'
+              for mark in marks if x.low <= mark.x <= x.high]
     for line in lines:
         band = [f"{x(p[0]):.1f},{y(p[3]):.1f}" for p in line.points] + [
             f"{x(p[0]):.1f},{y(p[2]):.1f}" for p in reversed(line.points)]
