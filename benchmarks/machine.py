@@ -4,6 +4,7 @@ Time on a CPU is the process' own, so others on the machine do not count; on a G
 idle.
 """
 
+import ctypes
 import re
 import resource
 import time
@@ -47,6 +48,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         else:
+            ctypes.CDLL(None).malloc_trim(0)                                      # what is free is free
             Path("/proc/self/clear_refs").write_text("5")                         # the peak starts from here
             self.before = _status("VmRSS")
         return self

@@ -375,6 +375,17 @@ def test_the_first_share_of_a_batch_is_the_first_rows_of_each_part(share, parts)
     assert sum(mine) == math.ceil(round(share * rows * parts, 9))
 
 
+def test_a_machine_says_from_how_many_steps_on_it_compiles(monkeypatch, tmp_path):
+    for said, steps in ((None, 0), ("0", 0), ("2000", 2_000)):
+        monkeypatch.delenv(compiling.COMPILE_FROM, raising=False)
+        if said:
+            monkeypatch.setenv(compiling.COMPILE_FROM, said)
+        assert Context(Store(tmp_path)).compile_from == steps
+    monkeypatch.setenv(compiling.COMPILE_FROM, "yes")
+    with pytest.raises(ConfigError, match="PALIMPSEST_COMPILE_FROM: must be a number of steps"):
+        Context(Store(tmp_path))
+
+
 @pytest.mark.parametrize("device, steps, least, triton, able", [
     ("cuda", 2_000, 2_000, True, True), ("cuda", 1_999, 2_000, True, False), ("cuda", 2_000, 0, True, False),
     ("cuda", 2_000, 2_000, False, False), ("cpu", 1_000_000, 1, True, False)])

@@ -30,6 +30,7 @@ import torch
 from filelock import FileLock
 
 from trainables.config import classes, fingerprint, to_dict
+from trainables.training.compiling import asked_to_compile_from
 from trainables.training.parallel import ALONE, Parallel
 
 
@@ -195,7 +196,7 @@ class Context:
     record: Callable[[int, Mapping[str, float]], None] = _silent     # (step, {"valid/loss": .41}) -> None
     should_stop: Callable[[], bool] = _never                         # asked between steps; True ends the run, resumable
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    compile_from: int = 2_000                                        # steps of a training on a GPU; 0: none is compiled
+    compile_from: int = field(default_factory=asked_to_compile_from)        # steps of a GPU's training; 0: no training
     parallel: Parallel = ALONE                                       # the group that makes this stage, not its needs
 
     def get(self, stage: Stage, make: Make | None = None) -> Path:
