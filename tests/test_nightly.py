@@ -401,6 +401,8 @@ def test_verdicts_of_a_night(tmp_path):
     assert judged(tmp_path, good, [cell | {"key": "x"} for cell in wild]).word == "inconclusive"
     lost = judged(tmp_path, good, [*good[1:], good[0] | {"status": "failed", "reason": "it broke"}])
     assert lost.word == "failed" and lost.why == "plain seed 0 failed: it broke"
+    gone = judged(tmp_path, good, [good[0] | {"metrics": {"test/error": 1.0, "test/quality": None}}, *good[1:]])
+    assert gone.word == "failed" and gone.why == "plain seed 0: test/quality has no value any more"
     assert judged(tmp_path, good, []).word == "failed"
 
 
