@@ -404,6 +404,8 @@ def test_verdicts_of_a_night(tmp_path):
     assert judged(tmp_path, good, [cell | {"key": "x"} for cell in wild]).word == "inconclusive"
     lost = judged(tmp_path, good, [*good[1:], good[0] | {"status": "failed", "reason": "it broke"}])
     assert lost.word == "failed" and lost.why == "plain seed 0 failed: it broke"
+    gone = judged(tmp_path, good, [good[0] | {"metrics": {"test/error": 1.0, "test/quality": None}}, *good[1:]])
+    assert gone.word == "failed" and gone.why == "plain seed 0: test/quality has no value any more"
     assert judged(tmp_path, good, []).word == "failed"
 
 
@@ -670,7 +672,7 @@ def test_a_regression_is_found_with_its_commit_and_nothing_else_is_run(tmp_path,
     assert (parent.data.tags["verdict"], parent.data.tags["night"], parent.data.tags["nightly"]) == (
         "pass", "4", fourth["night"])
     assert parent.data.tags["commit"] == repository.git("rev-parse", "HEAD").strip()
-    curve = client.get_metric_history(parent.info.run_id, "night/test/error/plain")
+    curve = client.get_metric_history(parent.info.run_id, "plain/test/error")
     assert [point.step for point in curve] == [1, 2, 3, 4] and curve[2].value == pytest.approx(curve[1].value + 2)
     html = (repository.out / "history.html").read_text()
     assert "test/error ↓  margin 2 %" in html and html.count('class="mark"') == 2 and "a faster sum" in html

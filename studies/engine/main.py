@@ -171,7 +171,7 @@ def alone(folder: Path, console: Console) -> Iterator[None]:
 def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console,
               header: bool = True) -> None:
     """Run what is missing, and ship to MLflow what it tells."""
-    from studies.engine.tracking import Shipper, Tracking, parent_story
+    from studies.engine.tracking import PARENT, Shipper, Tracking, parent_story
 
     if header:
         console.print(Text("\n".join(plan.head())), soft_wrap=True)
@@ -183,7 +183,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
     story = parent_story(ledger, plan, source)
     shipper = Shipper(tracking, ledger.folder / "outbox")
     if shipper.drain():
-        tracking.settle({cell.key for cell in plan.missing})
+        tracking.settle({PARENT, *(cell.key for cell in plan.missing)})       # it runs, as they will
         tracking.supersede({old.key: key for key, old in plan.stale.items()})
     sweep_study(ledger.folder)
     sweep_store(open_store(options))

@@ -165,7 +165,7 @@ def tell_tracking(night: Record, watched: Watched, out: Path, markdown: str) -> 
         "commit": night["commit"], "mlflow.source.git.commit": night["commit"],
         "compared_with": night["compared_with"]["commit"] if night["compared_with"] else "",
         "suspects": "\n".join(night["suspects"])})
-    curves = {f"night/{metric}/{arm}": mean for (metric, arm), mean in means(night, watched).items()}
+    curves = {f"{arm}/{metric}": mean for (metric, arm), mean in means(night, watched).items()}
     story.record(night["number"], curves)
     story.end("failed" if night["verdict"] in ("failed", "regressed") else "done", 0.0)
     story.close()

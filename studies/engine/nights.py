@@ -10,6 +10,7 @@ has added up past the margin only if a night in between did not pass; a margin i
 
 import hashlib
 import json
+import math
 import os
 import socket
 import statistics
@@ -120,8 +121,13 @@ def cells_tonight(findings: Findings, watched: Watched) -> Cells:
                 "arm": cell.arm, "seed": cell.seed, "key": cell.key, "config": fingerprint(cell.trial),
                 "status": record["status"], "reason": record["reason"], "host": record["host"],
                 "speed": speed(findings.ledger, record),
-                "metrics": {name: record["metrics"].get(name) for name in watched.margins}}
+                "metrics": {name: finite(record["metrics"].get(name)) for name in watched.margins}}
     return found
+
+
+def finite(value: float | None) -> float | None:
+    """A value that can be compared, or nothing."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def speed(ledger: Ledger, record: Record) -> float | None:
@@ -157,6 +163,9 @@ def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float 
     """Tonight's cells against the good night's."""
     lost = [f"{cell['arm']} seed {cell['seed']} {cell['status']}: {cell['reason']}" for cell in now.values()
             if cell["status"] != "done"]
+    lost += [f"{new['arm']} seed {new['seed']}: {metric} has no value any more"
+             for old, new in (pairs(cells_of(good), now) if good else []) for metric in watched.margins
+             if old["metrics"].get(metric) is not None and new["metrics"].get(metric) is None]
     findings = () if good is None else tuple(_findings(watched, cells_of(good), now, usual))
     worse = [found for found in findings if found.kind == "regressed"]
     undecided = [found for found in findings if found.kind == "open" and found.metric != SPEED]
@@ -206,7 +215,7 @@ def spell(found: Finding) -> str:
         return f"{found.arm}: {100 * abs(found.loss):.1f} % {way}{bounds}, median of {found.pairs} pairs"
     bounds = "" if found.low is None or found.high is None else (
         f" (95 % interval {found.low:+.3g} to {found.high:+.3g})")
-    share = f", {100 * found.share:+.1f} %" if found.share is not None else ""
+    share = f", {100 * found.share:+.1f} %" if found.share is not None and abs(found.share) < 10 else ""
     way = "worse" if found.loss > 0 else "better"
     return (f"{found.arm}: {found.metric} {found.before:.4g} -> {found.now:.4g}, {way} by {abs(found.loss):.3g}{share}"
             f"{bounds}, margin {found.margin:.3g}, {found.pairs} pairs")
