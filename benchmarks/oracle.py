@@ -10,6 +10,9 @@ over the chain, so the "network" makes no error at all.
     illegal     share of the samples' word pairs that the chain cannot make
     variation   total variation of the word pairs' distribution, samples against chain
     floor       the same of texts that the chain itself wrote
+
+Seen with 500 texts (floor .0000 / .028): Euler SDE .1524 / .167 at 10 looks, .0185 / .074 at 20, .0000 / .031 at 100;
+DPM++(2M) even in log-SNR .0000 / .043 at 10 and .0000 / .033 at 20.
 """
 
 import argparse

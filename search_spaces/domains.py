@@ -6,7 +6,7 @@
         "system.process.schedule": Choice(With(Tangent(), {"d": LogUniform(1.0, 20.0)}), Cosine()),
     })
 
-    space.check(trial)         every corner builds a valid trial, or ConfigError with the path
+    check(space, trial)        every corner builds a valid trial, or ConfigError with the path (corners.py)
     space.point(trial)         the trial as a point:  {"training.optimizer.lr": .003, ..., "system.process.schedule":
                                "Tangent", "system.process.schedule[Tangent].d": 9.0}
     space.changes(point)       what `override` takes: {"training.optimizer.lr": .003, ...}
@@ -19,108 +19,14 @@ another parameter, with another range and another name, than AdamW's.
 The configs themselves are the schema: a typo or an end that a config refuses is that config's own error.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from search_spaces.numbers import EDGE, Integers, LogUniform, Number, Uniform, inside
 from trainables.config import ConfigError, is_config, near, override
 
-CORNERS = 20_000                        # more corners than these are checked two domains at a time
-EDGE = 0.05                             # this near to an end, as a share of the range, a best point is "at the edge"
-
 Point = Mapping[str, Any]               # name of a parameter -> number, or label of an option
-
-
-# ---------------------------------------------------------------- numbers
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """A number in [low, high], uniform."""
-
-    low: float
-    high: float
-
-    def __post_init__(self):
-        _check(self)
-
-    def at(self, share: float) -> float:
-        """The value below which `share` in [0, 1] of the range lies."""
-        return self.low + share * (self.high - self.low)
-
-    def share(self, value: float) -> float:
-        return (value - self.low) / (self.high - self.low)
-
-    def beyond(self, end: str) -> float:
-        """A value a little way past the "lower" or the "upper" end."""
-        return self.at(-EDGE if end == "lower" else 1 + EDGE)
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """A positive number in [low, high], uniform in its logarithm."""
-
-    low: float
-    high: float
-
-    def __post_init__(self):
-        _check(self)
-        if self.low <= 0:
-            raise ValueError(f"a logarithmic range starts above 0, not at {self.low}")
-
-    @classmethod
-    def around(cls, value: float, below: float, above: float | None = None) -> "LogUniform":
-        """From value / below to value * above (where None: `below`)."""
-        return cls(value / below, value * (above or below))
-
-    def at(self, share: float) -> float:
-        return min(max(self.low * (self.high / self.low) ** share, self.low), self.high)
-
-    def share(self, value: float) -> float:
-        return math.log(value / self.low) / math.log(self.high / self.low)
-
-    def beyond(self, end: str) -> float:
-        past = (self.high / self.low) ** EDGE
-        return self.low / past if end == "lower" else self.high * past
-
-
-@dataclass(frozen=True)
-class Integers:
-    """A whole number in low..high, both included; `log`: uniform in its logarithm."""
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self):
-        _check(self)
-        if self.low != int(self.low) or self.high != int(self.high):
-            raise ValueError(f"whole numbers have whole ends, not {self.low} and {self.high}")
-        if self.log and self.low < 1:
-            raise ValueError(f"a logarithmic range of whole numbers starts at 1 or above, not at {self.low}")
-
-    def at(self, share: float) -> int:
-        low, high = self.low - 0.5, self.high + 0.5
-        value = low * (high / low) ** share if self.log else low + share * (high - low)
-        return min(max(math.floor(value + 0.5), self.low), self.high)
-
-    def share(self, value: float) -> float:
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def beyond(self, end: str) -> int:
-        return self.low - 1 if end == "lower" else self.high + 1
-
-
-Number = Uniform | LogUniform | Integers
-
-
-def _check(domain: Number) -> None:
-    if not (math.isfinite(domain.low) and math.isfinite(domain.high) and domain.low < domain.high):
-        raise ValueError(f"a range goes from a number to a larger one, not from {domain.low} to {domain.high}")
 
 
 # ---------------------------------------------------------------- choices
@@ -287,7 +193,7 @@ class Space(Mapping[str, Domain]):
                 found[path] = option.value
                 option.space._changes(point, f"{name}[{option.name}].", f"{path}.", found, used)
             else:
-                found[path] = _inside(name, domain, point[name])
+                found[path] = inside(name, domain, point[name])
 
     def point(self, trial: Any) -> dict[str, Any]:
         """The point at which a trial stands.   ConfigError: it stands outside, or has no such field"""
@@ -305,7 +211,7 @@ class Space(Mapping[str, Domain]):
                 point[name] = option.name
                 point |= option.space._point(trial, f"{name}[{option.name}].", f"{path}.")
             else:
-                point[name] = _inside(path, domain, value)
+                point[name] = inside(path, domain, value)
         return point
 
     def edges(self, point: Point) -> dict[str, str]:
@@ -317,51 +223,6 @@ class Space(Mapping[str, Domain]):
                 if share <= EDGE or share >= 1 - EDGE:
                     found[parameter.name] = "lower" if share <= EDGE else "upper"
         return found
-
-    def around(self, point: Point) -> Iterator[dict[str, Any]]:
-        """Points that differ from `point` in one domain, and in what hangs under it: at its ends, or other options."""
-        for key, domain in self.domains.items():
-            others = {name: value for name, value in point.items() if name != key and not name.startswith(f"{key}[")}
-            for corner in _corners(domain, key):
-                yield others | corner
-
-    # -- corners
-
-    def count_corners(self) -> int:
-        return math.prod(_count(domain) for domain in self.domains.values())
-
-    def corners(self) -> Iterator[dict[str, Any]]:
-        """Points at the ends of all ranges and at all options: every combination, or, where that is more than CORNERS,
-        every combination of any two domains with the others at their first corner."""
-        if self.count_corners() <= CORNERS:
-            yield from self._corners("")
-            return
-        every = {key: list(_corners(domain, key)) for key, domain in self.domains.items()}
-        first = {key: corners[0] for key, corners in every.items()}
-        for one, other in itertools.combinations(every, 2):
-            for here, there in itertools.product(every[one], every[other]):
-                yield {name: value for part in (first | {one: here, other: there}).values()
-                       for name, value in part.items()}
-
-    def _corners(self, prefix: str) -> Iterator[dict[str, Any]]:
-        parts = [list(_corners(domain, prefix + key)) for key, domain in self.domains.items()]
-        for combination in itertools.product(*parts):
-            yield {name: value for part in combination for name, value in part.items()}
-
-    def check(self, trial: Any) -> None:
-        """Every corner builds a valid trial, and the trial itself is a point.   ConfigError, with the path"""
-        for corner in self.corners():
-            try:
-                override(trial, self.changes(corner))
-            except ConfigError as error:
-                raise ConfigError(error.path, f"{error.problem} [at the corner {spell(corner)}]") from None
-        self.point(trial)
-
-
-def spell(point: Point) -> str:
-    """A point for people."""
-    return ", ".join(f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
-                     for name, value in point.items())
 
 
 def value_at(trial: Any, path: str) -> Any:
@@ -376,15 +237,6 @@ def value_at(trial: Any, path: str) -> Any:
     return value
 
 
-def _inside(name: str, domain: Number, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(name, f"is {value!r}, and {domain} is a range of numbers")
-    if not domain.low <= value <= domain.high or isinstance(domain, Integers) and value != int(value):
-        raise ConfigError(name, f"is {value}, which lies outside of {domain}; the trial's own value is tried first, so "
-                                "it must lie inside")
-    return int(value) if isinstance(domain, Integers) else float(value)
-
-
 def _stands_for(option: With, value: Any) -> bool:
     """Whether a trial's value is the option, but for what varies under it."""
     if type(option.value) is not type(value):
@@ -392,19 +244,6 @@ def _stands_for(option: With, value: Any) -> bool:
     if not option.space:
         return option.value == value
     return override(option.value, {path: value_at(value, path) for path in option.space}) == value
-
-
-def _corners(domain: Domain, name: str) -> Iterator[dict[str, Any]]:
-    if isinstance(domain, Choice):
-        for option in domain.options:
-            for inner in option.space._corners(f"{name}[{option.name}]."):
-                yield {name: option.name} | inner
-    else:
-        yield from ({name: domain.low}, {name: domain.high})
-
-
-def _count(domain: Domain) -> int:
-    return sum(option.space.count_corners() for option in domain.options) if isinstance(domain, Choice) else 2
 
 
 def _listed(names: tuple) -> str:

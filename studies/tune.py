@@ -104,7 +104,7 @@ class Stopping:
         if not metrics:
             return None
         first = trial.training.validate_every
-        return Median(*metrics, after=first) if self.how == Stop.median else Halving(*metrics, first=first)
+        return Median(metrics[0], after=first) if self.how == Stop.median else Halving(*metrics, first=first)
 
     def usual(self, trial: Trial) -> Sought:
         """Raw losses tell little of what hangs on context, and are not comparable where the task moves; the share of

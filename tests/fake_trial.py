@@ -87,6 +87,7 @@ class Training:
     fail_at: int = 0                    # 0: never
     diverge_at: int = 0
     die_at: int = 0                     # the process kills itself here, once
+    gate: str = ""                      # the second step waits until this file is there, or it is told to stop
 
 
 @config
@@ -120,6 +121,9 @@ class Trained:
             if self.training.diverge_at == step:
                 raise Diverged(step, math.inf, math.nan)
             time.sleep(self.training.pause)
+            gate = Path(self.training.gate)
+            while step == 2 and self.training.gate and not gate.exists() and not context.should_stop():
+                time.sleep(0.1)
             mine = seed_of(self.seed, self.system.kind, step) % 1000 / 1000
             total += float(context.parallel.mean(torch.tensor([mine * self.system.shape.gain])))
             if context.parallel.rank == 0:

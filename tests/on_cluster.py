@@ -1,6 +1,6 @@
 """Studies on a Ray cluster of several nodes on one machine, as a program: what happened goes to stdout as JSON.
 
-    python on_cluster.py <folder> neighbours node grow spare gpus
+    python on_cluster.py <folder> neighbours node grow spare controller gpus
 
 Each scenario uses the engine as a user would, with no setting of concurrency, placement or waiting.  A process of its
 own, because Ray keeps what it read of its environment for as long as a process lives.
@@ -9,6 +9,7 @@ own, because Ray keeps what it read of its environment for as long as a process 
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -90,7 +91,8 @@ def neighbours(cluster: Cluster, out: Path) -> dict[str, Any]:
     found = {"doctor": [[finding.grade, finding.words] for finding in examine(out, None, 1, 0.0, 2)],
              "neighbours": command(study("neighbours", Resources(workers=2)), out),
              "wide": command(study("wide", Resources(workers=4), seeds=1, training=slow(0.01)), out),
-             "never": command(study("never", Resources(workers=5)), out)}
+             "never": command(study("never", Resources(workers=5)), out),
+             "asks": ray.get(ray.remote(os.environ.get).remote("RAY_API_SERVER_ADDRESS"))}
     cluster.remove_node(node)
     return found
 
@@ -105,21 +107,49 @@ def node(cluster: Cluster, out: Path) -> dict[str, Any]:
 
 def grow(cluster: Cluster, out: Path) -> dict[str, Any]:
     """Groups of one where two are wanted; then a second node comes."""
-    after(out, "grow", 4, lambda: cluster.add_node(num_cpus=1))
-    return {"grow": command(study("grow", Resources(workers=2, least=1), seeds=2, training=slow(2.0)), out)}
+    come: list[Any] = []
+    after(out, "grow", 4, lambda: come.append(cluster.add_node(num_cpus=1)))
+    found = {"grow": command(study("grow", Resources(workers=2, least=1), seeds=2, training=slow(2.0)), out)}
+    leave(cluster, come)
+    return found
 
 
 def spare(cluster: Cluster, out: Path) -> dict[str, Any]:
     """One-worker trials; the node of one is lost, and another comes: nothing counts as a failure."""
-    second = cluster.add_node(num_cpus=1)
+    second, come = cluster.add_node(num_cpus=1), []
     cluster.wait_for_nodes()
 
     def swap() -> None:
         cluster.remove_node(second, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
+        come.append(cluster.add_node(num_cpus=1))
 
     after(out, "spare", 6, swap)
-    return {"spare": command(study("spare", Resources(), training=slow(0.3)), out)}
+    found = {"spare": command(study("spare", Resources(), training=slow(1.0)), out)}
+    leave(cluster, come)
+    return found
+
+
+def leave(cluster: Cluster, nodes: list[Any]) -> None:
+    """Leave the cluster as it was found."""
+    for each in nodes:
+        cluster.remove_node(each)
+
+
+def controller(cluster: Cluster, out: Path) -> dict[str, Any]:
+    """Two CPUs, groups of two; the process of Ray Train that controls the group is killed.  What its group held must
+    come free, or there is room for no other."""
+    second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+
+    def kill() -> None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            if path.read_bytes().startswith(b"ray::TrainController"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+    after(out, "controller", 4, kill)
+    found = {"controller": command(study("controller", Resources(workers=2), seeds=1, training=slow(0.6)), out)}
+    cluster.remove_node(second)
+    return found
 
 
 def gpus(cluster: Cluster, out: Path) -> dict[str, Any]:
@@ -132,7 +162,7 @@ def gpus(cluster: Cluster, out: Path) -> dict[str, Any]:
     return found
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (neighbours, node, grow, spare, gpus)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (neighbours, node, grow, spare, controller, gpus)}
 
 
 def slow(pause: float = 0.3) -> Any:

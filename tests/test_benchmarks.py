@@ -11,12 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import oracle  # noqa: E402
 from reference import diffusionbert, tencdm  # noqa: E402
 from reference.attention import EagerAttention  # noqa: E402
 from reference.loop import Clock, Loop  # noqa: E402
 
 from trainables.diffusion.absorbing import Absorbing, mixture_term  # noqa: E402
 from trainables.networks.transformer import Attention, Transformer  # noqa: E402
+from trainables.randomness import step_rng  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -94,3 +96,21 @@ def test_made_up_texts_are_different_and_of_the_lengths_asked_for(tmp_path):
     lines = texts(tmp_path / "texts.txt", TOY).read_text().splitlines()
     assert len(set(lines)) == len(lines) == TOY.texts
     assert {len(line.split()) for line in lines} == set(range(TOY.words[0], TOY.words[1] + 1))
+
+
+def test_the_oracle_knows_the_words_and_no_more_than_can_be_known():
+    """Next to clean text it is certain and right; of noise it says how common words are; between, it is calibrated."""
+    chain = oracle.Chain()
+    words = chain.write(400, torch.Generator().manual_seed(0))
+    assert oracle.judged(chain, words)[0] == 0
+    x0, rng = chain.vectors[words], step_rng(0, 0)
+
+    def said(time: float) -> Tensor:
+        t = torch.full((400, 1), time)
+        return chain.marginals(chain.process.corrupt(x0, t, rng)[0], t)
+
+    assert (said(1e-4).argmax(-1) == words).all()
+    torch.testing.assert_close(said(1.0), chain.first.expand(400, oracle.LENGTH, -1), atol=1e-6, rtol=0)
+    p = said(0.1)
+    right = p.gather(-1, words[..., None]).squeeze(-1).mean()             # what it gave the truth, and gives itself
+    assert 0.2 < float(right) < 0.9 and float(right) == pytest.approx(float(p.square().sum(-1).mean()), abs=0.02)

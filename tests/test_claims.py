@@ -38,7 +38,8 @@ SAID: dict[str, Any] = dict(says="It helps", paper="A paper, Table 1", study="to
 
 
 def claim(name: str = "helps", **changes: Any) -> Claim:
-    return Claim(**{"name": name} | SAID | changes)
+    said: dict[str, Any] = {"name": name} | SAID | changes
+    return Claim(**said)
 
 
 def write(path: Path, *claims: dict) -> Path:
@@ -60,7 +61,7 @@ def test_the_shipped_claims_ask_every_study_and_name_their_paper():
     claims = read_claims(shipped.HERE / "claims.yaml", shipped.STUDIES, shipped.load)
     assert {claim.study for claim in claims} == set(shipped.STUDIES) and len(shipped.STUDIES) >= 10
     for claim in claims:
-        assert claim.paper and claim.says[0].isupper() or claim.says.startswith("..."), claim.name
+        assert claim.paper and claim.says[0].isupper() and not claim.says.endswith("."), claim.name
     for text in ("contextual", "tangent", "self-conditioning", "annealing", "spindle", "packing", "lion", "fast-"):
         assert any(claim.name.startswith(text) for claim in claims), text
     controls = [claim for claim in claims if claim.base.endswith(" more")]

@@ -133,6 +133,7 @@ def rehearse(shared: Path) -> None:
     own_folders(shared)
     home = account()
     bridge(f"{GATEWAY}/16")
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # pytest's own
     os.environ.update(
         environment() | {"HOME": str(home), "USER": "ubuntu", "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     )

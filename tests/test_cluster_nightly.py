@@ -181,4 +181,8 @@ def test_the_workflow():
     assert workflow["concurrency"] == {"group": "nightly", "cancel-in-progress": False}
     steps = workflow["jobs"]["nightly"]["steps"]
     assert any(step.get("run") == "bash cluster/nightly/run.sh" for step in steps)
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    assert all(re.fullmatch(r"[\w-]+(/[\w-]+)+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    used = {step["uses"]: step for step in steps if "uses" in step}
+    assert used["actions/checkout@v4"]["with"]["fetch-depth"] == 0, "suspected commits are found in the history"
+    kept = used["actions/cache/save@v4"]
+    assert kept["if"] == "always()" and kept["with"]["path"] == used["actions/cache/restore@v4"]["with"]["path"]

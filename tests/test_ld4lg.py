@@ -15,7 +15,7 @@ from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling, guided, sample
 from trainables.diffusion.schedules import Cosine as CosineNoise
 from trainables.diffusion.steppers import Ddpm, DpmPlusPlus2M, LinearGrid, LogSnrGrid, Posterior
-from trainables.diffusion.times import Times
+from trainables.diffusion.times import Exposure, Times
 from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.oracle import OracleScores
@@ -282,6 +282,21 @@ def test_steps_go_to_guesses_of_the_right_norm_where_that_is_asked_for(rescaled,
     batch = rows(system, 3)
     x, hat = sample(system, override(QUICK, {"guidance": 1.0}), (3, 4), step_rng(0, 0), batch)
     assert float(x.unique()) == pytest.approx(1.0 if rescaled else 0.25)
+
+
+@pytest.mark.parametrize("cfg", ALL, ids=NAMES)
+def test_the_error_at_a_time_is_that_of_the_guess_whatever_times_are_trained_on(cfg, context):
+    """Of a perfect guess it is 0, and 0.01 where every number is off by 0.1; the law of the times plays no part."""
+    system = system_of(cfg, context).eval()
+    held_out = system.batches("valid")
+    x0 = system.space.encode(held_out.take(torch.arange(min(64, len(held_out)))))
+    for off in (0.0, 0.1):
+        system.denoise = lambda x_t, t, off=off, **_: Prediction(x0 + off)        # type: ignore[method-assign]
+        told = system.diagnose()
+        assert told.keys() == {"error_at_25", "error_at_50", "error_at_75"}
+        assert all(float(value) == pytest.approx(off ** 2, abs=1e-6) for value in told.values())
+    mild = system_of(override(cfg, {"times": Times(low=0.05, law=Exposure())}), context).eval()
+    assert system_of(cfg, context).eval().diagnose() == mild.diagnose()
 
 
 # ---------------------------------------------------------------- conditions

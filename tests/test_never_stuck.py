@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from studies.engine import desk as desks
 from studies.engine.admission import DEATHS, Capacity, Deaths, Queue, parts
-from studies.engine.cluster import Cluster
+from studies.engine.cluster import NOBODY, Cluster
 from studies.engine.desk import DIE, LEAVE, Desk
 from studies.engine.plan import Cell
 from studies.engine.study import BadInput, Resources
@@ -263,7 +263,7 @@ def happened(tmp_path_factory) -> dict:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     with open(out / "errors.txt", "w") as errors:
         done = subprocess.run([sys.executable, str(HERE / "on_cluster.py"), str(out), "gpus", "neighbours", "node",
-                               "spare", "grow"],
+                               "spare", "grow", "controller"],
                               stdout=subprocess.PIPE, stderr=errors, text=True, timeout=900, env=environment)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and results, done.stdout[-3000:] + (out / "errors.txt").read_text()[-3000:]
@@ -274,6 +274,11 @@ def test_trials_never_wait_for_what_their_neighbours_drivers_hold(happened):
     found = happened["neighbours"]
     assert found["code"] == 0 and found["status"] == ["done"] * 4 and found["workers"] == [2] * 4
     assert happened["wide"]["code"] == 0 and happened["wide"]["workers"] == [4, 4]
+
+
+def test_another_clusters_dashboard_is_not_asked_whether_our_groups_live(happened):
+    """The head has no dashboard, but names port 8265 as its own all the same."""
+    assert happened["asks"] == NOBODY
 
 
 def test_the_doctor_examines_each_node(happened):
@@ -314,3 +319,9 @@ def test_groups_grow_when_nodes_come(happened):
 def test_a_node_that_is_lost_is_nobodys_failure(happened):
     found = happened["spare"]
     assert found["code"] == 0 and found["status"] == ["done"] * 4 and found["attempts"][-1] >= 2
+
+
+def test_a_killed_controller_leaves_no_places_behind(happened):
+    found = happened["controller"]
+    assert found["code"] == 0 and found["status"] == ["done"] * 2 and found["workers"] == [2, 2]
+    assert found["attempts"][-1] >= 2

@@ -23,13 +23,21 @@ from studies.engine.tracking import Shipper, Tracking
 from trainables.config import ConfigError
 from trainables.generate import main
 from trainables.stages import Store
-from trainables.trial import read_lines
+from trainables.text.corpora import Data, Stories
+from trainables.trial import Trial, read_lines
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
     "DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "ResourceWarning", "UserWarning")]
 
+
+
+def recipe(data: Data = Stories(size=300)) -> Trial:
+    """TEncDM, hardly trained; a time for each token, since then nobody enumerates what context tells."""
+    return test_trial.tiny(data, {"system.times.per_token": True, "training.steps": 4})
+
+
 STUDY = Study(
-    name="toy", question="How many steps?", scales={"laptop": Scale(test_trial.tiny)},
+    name="toy", question="How many steps?", scales={"laptop": Scale(recipe)},
     arms={"three": Arm(), "two": Arm({"sampling.steps": 2})}, report=(Watch("test/length"), Minimise("test/illegal")))
 NAME = "palimpsest-toy"
 

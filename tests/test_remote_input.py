@@ -85,7 +85,8 @@ def test_the_files_of_this_repository_want_to_be_filled_in(name: str, hint: str)
 
 @pytest.mark.parametrize("on, words", [
     ("cluster/gpuu.yaml", "no such file .did you mean 'gpu.yaml'?"),
-    ("cluster/secrets.sh", "not a cluster's file"),
+    ("cluster/secrets.sh", "line 23: not YAML"),
+    ("cluster/nightly/palimpsest-nightly.timer", "not YAML|not a cluster's file"),
 ])
 def test_a_file_that_is_none(on: str, words: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
@@ -97,7 +98,7 @@ def test_the_way_that_is_named_must_be_safe():
     for url in ("http://10.0.0.1:8265", "http://head.example:8265"):
         with pytest.raises(BadInput, match="over plain HTTP the token would be open"):
             at(url)
-    with pytest.raises(BadInput, match="or the URL of its dashboard") as said:
+    with pytest.raises(BadInput, match="the URL of its dashboard with no password") as said:
         at("http://me:secret@127.0.0.1:8265")
     assert "secret" not in str(said.value)
     assert place("http://127.0.0.1:8265") == "127.0.0.1-8265" and place("cluster/gpu.yaml") == "gpu"
@@ -367,21 +368,15 @@ def test_types_compete_for_the_machines_there_may_be_at_once(tmp_path: Path):
     assert as_the_file_says(None) == ((), 1) and as_the_file_says(tmp_path / "absent.yaml") == ((), 0)
 
 
-def test_only_an_autoscaler_that_runs_counts():
-    flag = f"--autoscaling-config=/where/{time.time_ns()}.yaml"
-    assert running_file() != Path(flag.partition("=")[2])
-    for name, found in (("log.py", False), ("monitor.py", True)):
-        process = subprocess.Popen([sys.executable, "-c", "input()", name, flag], stdin=subprocess.PIPE)
-        try:
-            assert any(running_file(folder) == Path(flag.partition("=")[2]) for folder in [alone(process.pid)]) is found
-        finally:
+def test_only_an_autoscaler_that_runs_counts(tmp_path: Path):
+    """Real processes, in a /proc of their own."""
+    for name, found in (("log.py", None), ("monitor.py", Path("/where/it/is.yaml"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, "-c", "import sys; sys.stdin.read()", name, "--autoscaling-config=/where/it/is.yaml"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            (folder / str(process.pid)).symlink_to(f"/proc/{process.pid}")
+            while b"is.yaml" not in (folder / str(process.pid) / "cmdline").read_bytes():
+                time.sleep(0.01)                        # it is being started
+            assert running_file(folder) == found
             process.communicate()
-
-
-def alone(pid: int) -> Path:
-    """A /proc with one process."""
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    (folder / str(pid)).symlink_to(f"/proc/{pid}")
-    return folder

@@ -208,6 +208,17 @@ def test_the_same_seed_gives_the_same_samples(stepper):
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
 
+@pytest.mark.parametrize("stepper", STEPPERS, ids=named)
+def test_a_few_rows_of_a_batch_are_its_first(stepper):
+    """Noise is drawn for the whole batch, so who asks for three of its texts gets the first three."""
+    system, sampling = Oracle(Gaussian(schedule=Cosine()), mixture), Sampling(stepper=stepper, steps=5)
+    whole, _ = sample(system, sampling, (50, 3), step_rng(0, 0))
+    few, _ = sample(system, sampling, (3, 3), step_rng(0, 0, whole=50))
+    assert torch.equal(whole[:3], few)
+    alone, _ = sample(system, sampling, (3, 3), step_rng(0, 0))
+    assert not torch.equal(alone, few)
+
+
 def test_only_a_few_guesses_are_kept():
     """A walk of 50 steps must not hold 50 states; it tracks no gradients; and it says which step is its last."""
     kept, last = [], []

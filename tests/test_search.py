@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, 
 from studies import tune
 from studies.engine import explore, search_page
 from studies.engine.findings import Findings
+from studies.engine.found import chosen, complete, doubts, importances, spread, table
 from studies.engine.ledger import Ledger
 from studies.engine.mirror import mirror
 from studies.engine.plan import Cell, cell_key, make_plan
 from studies.engine.pruning import Halving, Median, dominates, fronts
 from studies.engine.samplers import Sobol
-from studies.engine.search import DONE, WAIT, Search, spread
+from studies.engine.search import DONE, WAIT, Search
 from studies.engine.storage import Memory, storage_url
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study
 from studies.engine.tuning import GaussianProcess, Nsga2, QuasiRandom, Tpe, Tune, nuisance
@@ -127,7 +127,7 @@ def test_a_search_spends_its_budget_and_says_what_became_of_each(desk):
     trials = one.trials()
     assert all(trial.user_attrs["key"] == cell_key(one.cell(trial.params, 0).trial, "valid") for trial in trials)
     assert trials[3].user_attrs["status"] == "diverged" and trials[3].user_attrs["reason"] == "so it went"
-    best = one.chosen()[0]
+    best = chosen(one)[0]
     assert best.value == min(trial.value for trial in trials if trial.state == TrialState.COMPLETE)
     assert all(cell.split == "valid" and cell.trial.seed == 1_000 for cell in cells)
     assert one.states() == {"done": 10, "diverged": 1, "pruned": 1}
@@ -181,28 +181,28 @@ def test_several_goals_have_a_front(file, sampler):
     goals = (Minimise("valid/error"), Maximise("valid/quality"))
     one = file.search(select=goals, sampler=sampler, trials=16, prune=Halving(*goals, first=2))
     go(one, outcome)
-    chosen = one.chosen()
-    assert 1 < len(chosen) <= 4
-    done = [tuple(value * sign for value, sign in zip(t.values, (1, -1), strict=True)) for t in one.complete()]
-    for trial in chosen:
+    best = chosen(one)
+    assert 1 < len(best) <= 4
+    done = [tuple(value * sign for value, sign in zip(t.values, (1, -1), strict=True)) for t in complete(one)]
+    for trial in best:
         mine = trial.values[0], -trial.values[1]
         assert not any(dominates(other, mine) for other in done)
-    assert chosen[0].values[0] == min(t.values[0] for t in one.complete())
-    assert chosen[1].values[1] == max(t.values[1] for t in one.complete())
-    assert set(one.importances()) <= {"valid/error", "valid/quality"}
+    assert best[0].values[0] == min(t.values[0] for t in complete(one))
+    assert best[1].values[1] == max(t.values[1] for t in complete(one))
+    assert set(importances(one)) <= {"valid/error", "valid/quality"}
 
 
 def test_cost_is_a_goal_that_the_ledger_knows(file):
     one = file.search(select=(Minimise("valid/error"), Minimise("cost/cpu_hours")), trials=2)
     go(one)
-    assert [trial.values[1] for trial in one.complete()] == [0.5, 0.5]
+    assert [trial.values[1] for trial in complete(one)] == [0.5, 0.5]
 
 
 def test_a_result_without_the_metric_is_no_result(file):
     one = file.search(trials=2)
     go(one, lambda cell: record(cell, metrics={"valid/other": 1.0}))
-    assert states(one) == ["FAIL", "FAIL"] and one.chosen() == []
-    assert one.table()[0]["reason"] == "no valid/error (there are: " \
+    assert states(one) == ["FAIL", "FAIL"] and chosen(one) == []
+    assert table(one)[0]["reason"] == "no valid/error (there are: " \
         "cost/cpu_hours, cost/gpu_hours, cost/seconds, valid/other)"
     assert one.ask() == DONE                                        # and it is not tried again and again
 
@@ -214,7 +214,7 @@ def test_what_the_ledger_knows_is_told_and_not_run(file):
         first.ledger.write_cell(record(cell))
     other = Desk(file.folder, str(file.folder / "other.journal")).search(trials=6, sampler=QuasiRandom())
     assert go(other) == [] and other.ask() == DONE
-    assert [t.value for t in other.complete()] == [t.value for t in first.complete()]
+    assert [t.value for t in complete(other)] == [t.value for t in complete(first)]
 
 
 def test_a_point_that_comes_twice_runs_once(file):
@@ -328,8 +328,8 @@ def test_a_changed_space_begins_with_what_lies_inside_it(file):
     wider = SPACE | {"training.steps": Integers(8, 40)}
     two = file.search(space=wider, trials=6)
     inherited = [trial for trial in two.trials() if "inherited" in trial.user_attrs]
-    inside = [trial for trial in one.complete() if trial.params["training.steps"] >= 8]
-    assert sorted(t.value for t in inherited) == sorted(t.value for t in inside) and 0 < len(inside) < 10
+    inside = [trial for trial in complete(one) if trial.params["training.steps"] >= 8]
+    assert sorted(t.values for t in inherited) == sorted(t.values for t in inside) and 0 < len(inside) < 10
     assert len(go(two)) == 5 and two.ask() == DONE                  # the arm as it is was known; the others are free
     assert len([t for t in two.trials() if "inherited" not in t.user_attrs]) == 6
 
@@ -439,7 +439,7 @@ def test_curves_reach_the_pruner_and_the_storage(file):
     heir = file.search(trials=9, prune=Halving(Maximise("valid/gain"), first=4, factor=2))
     third = heir.ask()
     assert isinstance(third, Cell) and "1 of 3" not in heir.report(third.key, 4, {"valid/gain": 0.95})
-    assert heir.table()[1]["curve"] == {2: [-0.1], 4: [-0.1]}
+    assert table(heir)[1]["curve"] == {2: [-0.1], 4: [-0.1]}
 
 
 def test_losses_are_not_compared_where_they_mean_something_else():
@@ -494,15 +494,15 @@ def test_where_searches_are_remembered(tmp_path, monkeypatch):
 def test_boundaries_are_warned_of(file):
     one = file.search(trials=20, select=(Minimise("valid/error"),))
     go(one, lambda cell: record(cell, metrics={"valid/error": cell.trial.system.shape.gain}))
-    assert "lies at the lower end of its range 0.1 .. 10" in one.warnings(one.chosen()[0])[0]
+    assert "lies at the lower end of its range 0.1 .. 10" in doubts(one, chosen(one)[0].params)[0]
     space = Space({"system.shape.gain": Uniform(1e-4, 1.0), "samples_drawn": Integers(0, 99)})
     ended = file.search(space=space, trials=1)
-    params = {"system.shape.gain": 0.01, "samples_drawn": 0}            # a gain of -.05 is refused, -1 samples are not
-    assert [words.partition(" =")[0] for words in ended.warnings(SimpleNamespace(params=params))] == ["samples_drawn"]
+    params = {"system.shape.gain": 0.01, "samples_drawn": 0}        # a gain of -.05 is refused, -1 samples are not
+    assert [words.partition(" =")[0] for words in doubts(ended, params)] == ["samples_drawn"]
     inner = file.search(override(Trial(), {"samples_drawn": 9}), trials=12)
     go(inner)
-    best = inner.chosen()[0]
-    assert len(inner.warnings(best)) == len(SPACE.edges(best.params))
+    best = chosen(inner)[0]
+    assert len(doubts(inner, best.params)) == len(SPACE.edges(best.params))
 
 
 # ---------------------------------------------------------------- what is shown
@@ -532,7 +532,7 @@ def test_a_page_about_a_search(file):
     for name in ("system.shape", "system.shape[Linear].gain", "training.steps"):
         assert f"<figcaption>{name}</figcaption>" in parts["Slices"]
     assert parts["Slices"].count("<circle") == 2 * 12 + sum("system.shape[Linear].gain" in t.params
-                                                           for t in one.complete())
+                                                           for t in complete(one))
     from xml.etree import ElementTree
     for html in parts.values():                                     # well formed, so no browser has to guess
         ElementTree.fromstring(f"<div>{html}</div>".replace("<br>", "<br/>"))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fake_trial import Linear, Square, Trial
 
-from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With, spell
+from search_spaces.corners import around, check, corners, count, spell
+from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With
 from trainables.config import ConfigError, override
 
 SHIPPED = [(name, of) for name in ("tencdm", "ld4lg", "ld4lg_annealed", "diffusionbert", "scorelm")
@@ -35,7 +36,7 @@ def draw(space: Space, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name, of", SHIPPED)
 def test_every_corner_of_every_shipped_space_builds(name, of, scale):
     space, trial = shipped(name, of, scale)
-    space.check(trial)
+    check(space, trial)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -156,10 +157,10 @@ SPACE = Space({
 
 
 def test_corners_are_all_ends_of_all_branches():
-    corners = list(SPACE.corners())
-    assert len(corners) == SPACE.count_corners() == 2 * (2 + 1) * 2
-    assert len({spell(corner) for corner in corners}) == len(corners)
-    for corner in corners:
+    found = list(corners(SPACE))
+    assert len(found) == count(SPACE) == 2 * (2 + 1) * 2
+    assert len({spell(corner) for corner in found}) == len(found)
+    for corner in found:
         assert ("system.shape[Linear].gain" in corner) == (corner["system.shape"] == "Linear")
         assert corner["training.steps"] in (5, 20)
 
@@ -167,10 +168,10 @@ def test_corners_are_all_ends_of_all_branches():
 def test_a_space_with_too_many_corners_is_checked_in_pairs():
     """A conflict of any two domains is still met."""
     space = Space({f"p{i}": Uniform(0.0, 1.0) for i in range(20)})
-    corners = list(space.corners())
-    assert len(corners) == 4 * 20 * 19 / 2
+    found = list(corners(space))
+    assert len(found) == 4 * 20 * 19 / 2
     for one, other in (("p3", "p17"), ("p0", "p1")):
-        assert {(corner[one], corner[other]) for corner in corners} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+        assert {(corner[one], corner[other]) for corner in found} == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 @pytest.mark.parametrize("space, words", [
@@ -185,13 +186,13 @@ def test_a_space_with_too_many_corners_is_checked_in_pairs():
 ])
 def test_a_space_that_does_not_fit_is_an_error_with_its_path(space, words):
     with pytest.raises(ConfigError) as error:
-        space.check(Trial())
+        check(space, Trial())
     assert words in str(error.value)
 
 
 def test_an_error_names_the_corner():
     with pytest.raises(ConfigError, match=r"gain must be positive, not 0.0 \[at the corner system.shape.gain = 0, "):
-        Space({"system.shape.gain": Uniform(0.0, 2.0), "training.steps": Integers(1, 20)}).check(Trial())
+        check(Space({"system.shape.gain": Uniform(0.0, 2.0), "training.steps": Integers(1, 20)}), Trial())
 
 
 @pytest.mark.parametrize("point, words", [
@@ -223,7 +224,7 @@ def test_numbers_at_an_end_are_said():
 def test_points_around_a_point_move_one_domain():
     base = SPACE.point(Trial())
     moved = [{name.partition("[")[0] for name in base.keys() | other.keys() if base.get(name) != other.get(name)}
-             for other in SPACE.around(base)]
+             for other in around(SPACE, base)]
     assert {name for names in moved for name in names} == set(SPACE) and max(map(len, moved)) == 1
 
 

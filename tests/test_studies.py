@@ -25,7 +25,7 @@ from trainables.trial import Trained, run
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.stem != "__init__")
-ASKED = {"tune"}                         # which study these files are, their arguments say
+ASKED = {"tune", "claims", "nightly"}    # which studies these files are about, their arguments or a file say
 NAMES = [name for name in FILES if name not in ASKED]
 
 # What each ablation is about: no arm may differ from its base in anything else, and some arm must in each of these.

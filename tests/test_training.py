@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy import Rows, Toy, recipe
+from toy import LENGTH, Rows, Toy, recipe
 
 from trainables.config import ConfigError
 from trainables.randomness import Rng
@@ -83,7 +83,7 @@ def test_stopping_and_resuming_equals_not_stopping(tmp_path, optimizer, ema):
     rest = run(tmp_path / "parts", cfg, model=Toy(dropout=0.3, seed=8))
     assert min(rest.steps) == 8
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    for name in whole.curves.keys() - {"train/examples_per_second"}:
+    for name in whole.curves.keys() - {"train/examples_per_second", "train/tokens_per_second"}:
         tail = {step: value for step, value in whole.curves[name].items() if step > 7}
         assert rest.curves[name] == tail, name
 
@@ -198,7 +198,8 @@ def test_records_come_when_due_and_once_a_step(tmp_path):
     assert list(desk.curves["train/loss"]) == [4, 8, 12, 16, 20]
     assert list(desk.curves["valid/loss"]) == [5, 10, 15, 20]
     assert desk.curves["train/lr"][4] == pytest.approx(1e-2 * 3 / 10)
-    assert desk.curves["train/examples_per_second"][8] > 0
+    examples, tokens = desk.curves["train/examples_per_second"], desk.curves["train/tokens_per_second"]
+    assert examples[8] > 0 and all(tokens[step] == pytest.approx(LENGTH * examples[step]) for step in examples)
     assert desk.curves["train/loss"][20] < desk.curves["train/loss"][4]
 
 
@@ -372,6 +373,17 @@ def test_the_first_share_of_a_batch_is_the_first_rows_of_each_part(share, parts)
         mine.append(rng.leading(rows, share))
         assert torch.equal(among, torch.arange(rows) < mine[-1])
     assert sum(mine) == math.ceil(round(share * rows * parts, 9))
+
+
+def test_a_machine_says_from_how_many_steps_on_it_compiles(monkeypatch, tmp_path):
+    for said, steps in ((None, 0), ("0", 0), ("2000", 2_000)):
+        monkeypatch.delenv(compiling.COMPILE_FROM, raising=False)
+        if said:
+            monkeypatch.setenv(compiling.COMPILE_FROM, said)
+        assert Context(Store(tmp_path)).compile_from == steps
+    monkeypatch.setenv(compiling.COMPILE_FROM, "yes")
+    with pytest.raises(ConfigError, match="PALIMPSEST_COMPILE_FROM: must be a number of steps"):
+        Context(Store(tmp_path))
 
 
 @pytest.mark.parametrize("device, steps, least, triton, able", [

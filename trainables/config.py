@@ -304,6 +304,13 @@ def flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def classes(cfg: Any) -> set[type]:
+    """The class of a config and those of everything in it."""
+    inside = (entry for name in fields(type(cfg)) for value in [getattr(cfg, name)]
+              for entry in (value if isinstance(value, tuple) else (value,)))
+    return {type(cfg)}.union(*(classes(entry) for entry in inside if is_config(entry)))
+
+
 def differences(a: Any, b: Any) -> dict[str, Any]:
     """What `b` says that `a` does not: dotted path -> b's leaf.  Where a component's class differs, only the component,
     as it is written: Lion(lr=0.003)."""

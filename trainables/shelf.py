@@ -54,8 +54,9 @@ def kinds(stages: Sequence[Stage]) -> dict[Stage, str]:
 
 
 def released(sampled: Sampled) -> Sampled:
-    """The samples' config as a generator has it."""
-    return replace(sampled, system=sampled.system.released())
+    """The samples' config as a generator has it; its checkpoint stands on what the samples stand on, so it follows."""
+    checkpoint = replace(sampled.checkpoint, system=sampled.checkpoint.system.released())
+    return replace(sampled, system=sampled.system.released(), checkpoint=checkpoint)
 
 
 def in_store(sampled: Sampled, store: Store) -> Shelf:

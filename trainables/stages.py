@@ -29,7 +29,8 @@ import fsspec
 import torch
 from filelock import FileLock
 
-from trainables.config import fingerprint, to_dict
+from trainables.config import classes, fingerprint, to_dict
+from trainables.training.compiling import asked_to_compile_from
 from trainables.training.parallel import ALONE, Parallel
 
 
@@ -48,6 +49,7 @@ class Stage(Protocol):
 
 
 Make = Callable[[Path, "Context"], None]
+Code = Callable[[type], str]            # a class -> a digest of the code that it stands for
 
 
 def upstream(*stages: Stage) -> list[Stage]:
@@ -65,10 +67,11 @@ def upstream(*stages: Stage) -> list[Stage]:
     return list(order)
 
 
-def key(stage: Stage, known: dict[Stage, str] | None = None) -> str:
+def key(stage: Stage, known: dict[Stage, str] | None = None, code: Code | None = None) -> str:
     """The folder's name: readable, and equal exactly when the stages are, with the versions of all they stand on.
 
     `known` remembers keys for further calls: who plans thousands of trials asks for the same stages again and again.
+    `code`: stages are told apart by the code of their classes, too.
     """
     known = {} if known is None else known
     if stage in known:
@@ -76,7 +79,8 @@ def key(stage: Stage, known: dict[Stage, str] | None = None) -> str:
     for each in upstream(stage):
         if each in known:
             continue
-        said = " ".join([fingerprint(each), *(known[needed] for needed in each.needs())])
+        said = " ".join([fingerprint(each), *(known[needed] for needed in each.needs()),
+                         *(sorted(map(code, classes(each))) if code else ())])
         known[each] = f"{type(each).__name__}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
     return known[stage]
 
@@ -85,18 +89,22 @@ class Store:
     """A place for results: a folder on this machine or a shared file system, or a URL that fsspec can open.
 
     With a URL, results are made in `cache`, uploaded file by file, and declared whole by a marker written last; other
-    machines fetch them into their own cache.
+    machines fetch them into their own cache.  `code`: results of other code are other results, see `key`.
     """
 
-    def __init__(self, root: str | Path, cache: str | Path | None = None):
-        self.url = str(root)
+    def __init__(self, root: str | Path, cache: str | Path | None = None, code: Code | None = None):
+        self.url, self.code = str(root), code
         self.remote = "://" in self.url and not self.url.startswith("file://")
         if self.remote and cache is None:
             raise ValueError(f"a store at {self.url} needs a local cache folder")
         self.folder = Path(cache if self.remote else self.url.removeprefix("file://")).absolute()  # type: ignore[arg-type]
 
+    def key(self, stage: Stage, known: dict[Stage, str] | None = None) -> str:
+        """What the stage is called in here."""
+        return key(stage, known, self.code)
+
     def path(self, stage: Stage) -> Path:
-        return self.folder / key(stage)
+        return self.folder / self.key(stage)
 
     def has(self, stage: Stage, name: str | None = None) -> bool:
         """Whether the result can be had without making it.  `name`: the stage's key, where it is known."""
@@ -115,7 +123,7 @@ class Store:
             if not self.remote:
                 self._make(stage, context, make or stage.make, done)
             elif not self._download(stage):
-                made = self.folder / f"{key(stage)}.made"          # here, but not there: a failed upload is tried again
+                made = self.folder / f"{self.key(stage)}.made"       # here, not there: a failed upload is tried again
                 if not made.exists():
                     self._make(stage, context, make or stage.make, made)
                 self._upload(stage, made)
@@ -124,11 +132,11 @@ class Store:
 
     def unfinished(self, stage: Stage) -> Path:
         """Where a resumable stage keeps what it has so far."""
-        return self.folder / f"{key(stage)}.partial"
+        return self.folder / f"{self.key(stage)}.partial"
 
     def _make(self, stage: Stage, context: "Context", make: Make, done: Path) -> None:
         resumable = getattr(stage, "resumable", False)
-        work = self.unfinished(stage) if resumable else self.folder / f"{key(stage)}.{uuid.uuid4().hex}.tmp"
+        work = self.unfinished(stage) if resumable else self.folder / f"{self.key(stage)}.{uuid.uuid4().hex}.tmp"
         work.mkdir(exist_ok=resumable)
         try:
             make(work, context)
@@ -147,17 +155,17 @@ class Store:
         return f"{fsspec.core.url_to_fs(self.url)[1].rstrip('/')}/{name}"
 
     def _marker(self, stage: Stage) -> str:
-        return self._at(f"{key(stage)}/.whole")
+        return self._at(f"{self.key(stage)}/.whole")
 
     def _download(self, stage: Stage) -> bool:
         fs = self._fs()
         if not fs.exists(self._marker(stage)):
             return False
-        work = self.folder / f"{key(stage)}.{uuid.uuid4().hex}.tmp"
+        work = self.folder / f"{self.key(stage)}.{uuid.uuid4().hex}.tmp"
         try:
             for name in json.loads(fs.cat_file(self._marker(stage))):
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(self._at(f"{key(stage)}/{name}"), str(work / name))
+                fs.get_file(self._at(f"{self.key(stage)}/{name}"), str(work / name))
             os.replace(work, self.path(stage))
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -167,8 +175,8 @@ class Store:
         fs = self._fs()
         names = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
         for name in names:
-            fs.makedirs(os.path.dirname(self._at(f"{key(stage)}/{name}")), exist_ok=True)
-            fs.put_file(str(made / name), self._at(f"{key(stage)}/{name}"))
+            fs.makedirs(os.path.dirname(self._at(f"{self.key(stage)}/{name}")), exist_ok=True)
+            fs.put_file(str(made / name), self._at(f"{self.key(stage)}/{name}"))
         fs.pipe_file(self._marker(stage), json.dumps(names).encode())
 
 
@@ -188,7 +196,7 @@ class Context:
     record: Callable[[int, Mapping[str, float]], None] = _silent     # (step, {"valid/loss": .41}) -> None
     should_stop: Callable[[], bool] = _never                         # asked between steps; True ends the run, resumable
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    compile_from: int = 2_000                                        # steps of a training on a GPU; 0: none is compiled
+    compile_from: int = field(default_factory=asked_to_compile_from)        # steps of a GPU's training; 0: no training
     parallel: Parallel = ALONE                                       # the group that makes this stage, not its needs
 
     def get(self, stage: Stage, make: Make | None = None) -> Path:

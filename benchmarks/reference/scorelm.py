@@ -37,6 +37,8 @@ class Model(nn.Module):
         self.table = nn.Parameter(torch.randn(words, embedding) * 0.001)
         self.enter, self.leave = nn.Linear(embedding, width, bias=False), nn.Linear(width, words, bias=False)
         self.told = nn.Sequential(nn.Linear(129, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
+        self.frequency: Tensor
+        self.turn: Tensor
         self.register_buffer("frequency", torch.randn(64))
         self.register_buffer("turn", 1e4 ** (-torch.arange(width // heads // 2) / (width // heads // 2)).repeat(2))
         self.layers = nn.ModuleList(Block(width, heads, feedforward, 128) for _ in range(layers))

@@ -49,8 +49,8 @@ def sentence(answer: Answer) -> str:
     if answer.adjusted is not None:
         grounds.append(f"Holm p {small(answer.adjusted)}")
     if answer.same is not None:
-        grounds.append(f"within ±{claim.margin:g} p {small(answer.same)}" if "not" not in claim.direction else
-                       f"worse by less than {claim.margin:g} p {small(answer.same)}")
+        grounds.append(f"within ±{claim.margin:g}: p {small(answer.same)}" if "not" not in claim.direction else
+                       f"worse by less than {claim.margin:g}: p {small(answer.same)}")
     if answer.effect is not None:
         grounds.append(f"effect {answer.effect:.2g}")
     said = (f"{claim.says}: {answer.verdict}.  {claim.arm} - {claim.base} in {claim.asked}: "

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,6 +28,7 @@ from trainables.config import near
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",      # no telemetry
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",    # what is printed is the study's
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",          # a report waits for this; the default is 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",      # for its places; then it is asked anew how many there are
     "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",    # two seconds of start-up
@@ -149,7 +150,7 @@ def join(address: str) -> None:
         raise BadInput(f"the Ray cluster at {address} cannot be joined: {reason[:300]}") from None
 
 
-def _connect(address: str, extra: Mapping[str, str]) -> Any:
+def _connect(address: str, extra: dict[str, str]) -> Any:
     import ray
 
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
@@ -167,16 +168,16 @@ def _has_state_api(context: Any) -> bool:
 
     try:
         there = list_nodes(address=f"http://{context.dashboard_url}", timeout=10, limit=10_000)
-        return context.address_info["node_id"] in {node.node_id for node in there}
+        return context.address_info["node_id"] in {node.node_id for node in there}      # type: ignore
     except Exception:                    # nobody answers, or not to us
         return False
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, Any]:
+def _environment(extra: dict[str, str]) -> dict[str, Any]:
     """What workers run in: this tree, our settings; of a submitted job only what it does not have already, since Ray
     takes nothing twice."""
     job = json.loads(os.environ.get(IN_A_JOB) or "{}").get("runtime_env", {})
-    settings = {name: os.environ[name] for name in SETTINGS} | dict(extra)
+    settings = {name: os.environ[name] for name in SETTINGS} | extra
     tree = {} if job.get("working_dir") else {"working_dir": str(ROOT), "excludes": [".git", ".venv", "results"]}
     return tree | {"env_vars": {name: value for name, value in settings.items() if name not in job.get("env_vars", {})}}
 

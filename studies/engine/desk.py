@@ -37,6 +37,7 @@ class Job:
 @dataclass
 class Group:
     world: int
+    places: Any = None                  # its placement group
     since: float = field(default_factory=time.time)
     job: Job | None = None
     told: dict[int, Outcome] = field(default_factory=dict)
@@ -72,9 +73,9 @@ class Desk:
 
     # ------------------------------------------------------------ for workers
 
-    async def join(self, name: str, world: int) -> None:
-        """Rank 0 of a new group says that it is there."""
-        self.groups[name] = Group(world)
+    async def join(self, name: str, world: int, places: Any = None) -> None:
+        """Rank 0 of a new group says that it is there, and in which placement group."""
+        self.groups[name] = Group(world, places)
         await self._notify()
 
     async def take(self, name: str, after: int) -> tuple[int, Any] | str:
@@ -129,8 +130,8 @@ class Desk:
 
     # ------------------------------------------------------------ for the driver
 
-    async def lost(self, name: str, reason: str) -> None:
-        """A group is gone; what it was at is done again, unless that happened too often."""
+    async def lost(self, name: str, reason: str) -> Any:
+        """A group is gone; what it was at is done again, unless that happened too often.  The places that it had."""
         group = self.groups.pop(name, None)
         job = group.job if group is not None else None
         if group is not None and job is not None and 0 not in group.told:
@@ -141,6 +142,7 @@ class Desk:
                 self._settle(job, {"status": "dead", "reason":
                                    f"its workers died {self.deaths.times(job.key)} times: {words}"})
         await self._notify()
+        return group.places if group is not None else None
 
     async def refuse(self, reason: str) -> None:
         """No group can be had: everything that waits has failed."""

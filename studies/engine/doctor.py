@@ -328,7 +328,8 @@ def of_state_api() -> Iterator[Finding]:
         yield Finding("ok", "Ray's State API answers")
     except Exception as error:
         yield Finding("warn", "Ray's State API does not answer (no dashboard?): places of a group whose Ray Train "
-                              f"controller was killed come free only with the study: {type(error).__name__}")
+                              "controller is killed while it starts come free only with the study: "
+                              f"{type(error).__name__}")
 
 
 def run(command: Callable[..., None] = main) -> None:

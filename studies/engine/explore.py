@@ -22,7 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from search_spaces.domains import Choice, LogUniform, spell
+from search_spaces.corners import around, spell
+from search_spaces.domains import Choice, LogUniform
+from studies.engine import found
 from studies.engine.cluster import Cluster, quiet, shape, start_local
 from studies.engine.guardian import Guardian, leading
 from studies.engine.ledger import Ledger
@@ -87,7 +89,7 @@ def derived(study: Study, searches: Mapping[str, Search]) -> Study:
     assert study.tune is not None
     untuned = study.tune.keep_untuned
     for arm, one in searches.items():
-        chosen = one.chosen()
+        chosen = found.chosen(one)
         if untuned or not chosen:
             arms[arm] = study.arms[arm]
         own = one.space.point(one.base)
@@ -125,14 +127,14 @@ def outcome(searches: Mapping[str, Search]) -> list[str]:
     """What came of the searches: points, and what to doubt."""
     lines = []
     for arm, one in searches.items():
-        chosen = one.chosen()
+        chosen = found.chosen(one)
         states = ", ".join(f"{count} {state}" for state, count in one.states().items())
         lines += [f"{arm}: {states}" + ("" if chosen else "; no point was finished, so the arm stays as it is")]
         for trial in chosen:
             values = ", ".join(f"{metric.metric} {value:.4g}"
                                for metric, value in zip(one.select, trial.values, strict=True))
             lines += [f"  {values} at point {trial.number}: {spell(trial.params)}"]
-            lines += [f"  warning: {warning}" for warning in one.warnings(trial)]
+            lines += [f"  warning: {warning}" for warning in found.doubts(one, trial.params)]
     return lines
 
 
@@ -153,10 +155,10 @@ def write(searches: Mapping[str, Search], folder: Path) -> None:
             "low": getattr(p.domain, "low", None), "high": getattr(p.domain, "high", None),
             "log": isinstance(p.domain, LogUniform) or getattr(p.domain, "log", False)}
             for p in one.space.parameters()},
-        "states": one.states(), "chosen": [trial.number for trial in one.chosen()],
-        "front": [trial.number for trial in one.front()],
-        "warnings": [warning for trial in one.chosen() for warning in one.warnings(trial)],
-        "importances": one.importances(), "trials": one.table()} for arm, one in searches.items()}
+        "states": one.states(), "chosen": [trial.number for trial in found.chosen(one)],
+        "front": [trial.number for trial in found.front(one)],
+        "warnings": [warning for trial in found.chosen(one) for warning in found.doubts(one, trial.params)],
+        "importances": found.importances(one), "trials": found.table(one)} for arm, one in searches.items()}
     (folder / "search.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
@@ -229,7 +231,7 @@ def shared_stages(searches: Iterable[Search], store: Store) -> tuple[Shared, ...
     users: dict[Any, list[Cell]] = {}
     for one in searches:
         point = one.space.point(one.base)
-        cells = [one.cell(corner, 0) for corner in (point, *one.space.around(point))]
+        cells = [one.cell(corner, 0) for corner in (point, *around(one.space, point))]
         common = set.intersection(*(set(cell.stages()) for cell in cells))
         asked = [stage for stage in common if stage in (cells[0].samples(), cells[0].scored())]
         asked += [needed for stage in cells[0].stages() if stage not in common for needed in stage.needs()

@@ -85,12 +85,21 @@ class Span:
     text: str
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at x: a line across; `kind` is a verdict, which gives the colour."""
+
+    x: float
+    kind: str
+    text: str
+
+
 def colour(number: int) -> str:
     """The CSS colour of the number-th arm."""
     return f"var(--c{number % COLOURS})"
 
 
-def curves(lines: Sequence[Line], x_label: str, log: bool = False) -> str:
+def curves(lines: Sequence[Line], x_label: str, log: bool = False, marks: Sequence[Mark] = ()) -> str:
     """Lines with bands over steps.  `log`: logarithmic where all is positive and spans more than a factor of 6."""
     lines = [Line(line.name, thin([p for p in line.points if all(map(math.isfinite, p))]), line.colour)
              for line in lines]
@@ -102,6 +111,9 @@ def curves(lines: Sequence[Line], x_label: str, log: bool = False) -> str:
     x = Scale.over([point[0] for line in lines for point in line.points], LEFT, WIDTH - RIGHT, room=0.01)
     y = Scale.over(values, HEIGHT - BOTTOM, TOP, log)
     parts = [_axes(x, y, x_label)]
+    parts += [f'<line class="mark" style="stroke:var(--{mark.kind})" x1="{x(mark.x):.1f}" x2="{x(mark.x):.1f}" '
+              f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(mark.text)}</title></line>'
+              for mark in marks if x.low <= mark.x <= x.high]
     for line in lines:
         band = [f"{x(p[0]):.1f},{y(p[3]):.1f}" for p in line.points] + [
             f"{x(p[0]):.1f},{y(p[2]):.1f}" for p in reversed(line.points)]
@@ -182,14 +194,23 @@ def forest(spans: Sequence[Span], margin: float | None, label: str) -> str:
 
 
 def scatter(points: Sequence[tuple[float, float, int, str]], x_label: str, y_label: str, *, x_log: bool = False,
-            front: Sequence[tuple[float, float]] = ()) -> str:
-    """Points (x, y, colour, what a pointer reads); `front` is drawn as steps through its corners."""
+            ends: tuple[float, float] | None = None, options: Sequence[str] = (),
+            rug: Sequence[tuple[float, int, str]] = (), front: Sequence[tuple[float, float]] = ()) -> str:
+    """Points (x, y, colour, what a pointer reads); `front` is drawn as steps through its corners.
+
+    ends: of the x axis, where the points need not fill it; options: their names where x counts them; rug: (x, colour,
+    text) of what has no y, as ticks on the axis.
+    """
     points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     if not points:
         return ""
-    x = Scale.over([p[0] for p in points], LEFT, WIDTH - RIGHT, x_log)
+    across = range(len(options)) if options else ends or [p[0] for p in points]
+    x = Scale.over(across, LEFT, WIDTH - RIGHT, x_log, room=0.25 if options else 0.04)
     y = Scale.over([p[1] for p in points], HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, x_label, y_label)]
+    parts = [_axes(x, y, x_label, y_label, options)]
+    for at, shade, text in rug:
+        parts.append(f'<line class="rug" style="stroke:{colour(shade)};opacity:.55" x1="{x(at):.1f}" x2="{x(at):.1f}" '
+                     f'y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM - 7}"><title>{escape(text)}</title></line>')
     if front:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in front)
         parts.append(f'<polyline class="line" style="stroke:var(--ink)" points="{path}"/>')
@@ -203,13 +224,15 @@ def svg(parts: Iterable[str], height: float, label: str) -> str:
             f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>')
 
 
-def _axes(x: Scale, y: Scale, x_label: str, y_label: str = "") -> str:
+def _axes(x: Scale, y: Scale, x_label: str, y_label: str = "", options: Sequence[str] = ()) -> str:
     parts = []
     for tick in y.ticks(5):
         parts += [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>',
                   f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>']
-    for tick in x.ticks(5):
-        parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(tick)}</text>')
+    names = [(float(place), shorten(option, 60 // len(options))) for place, option in enumerate(options)] or [
+        (tick, number(tick)) for tick in x.ticks(5)]
+    for tick, name in names:
+        parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{escape(name)}</text>')
     parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
     parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">'
                  f"{escape(x_label)}</text>")

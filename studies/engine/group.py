@@ -1,44 +1,32 @@
 """Cells with several workers: Ray Train groups that stay warm, gloo on CPUs and NCCL on GPUs.
 
     Crew (the driver)     one thread a group: TorchTrainer.fit(serve), for as long as there is work
-    serve (each worker)   takes cell after cell from the desk; worker 0 does it as if alone, the others help to train
+    serve (each worker)   takes cell after cell from the desk: serving.py
     GroupCell (Tune)      holds nothing of a node: brings its cell to the desk and waits
 
 A group takes ten seconds and more to start, a cell of a warm one some hundredths.  A group whose worker was killed, or
 that lost its node, ends whole; another is started, as large as then fits (Resources.least), and goes on with the cell
 from its checkpoint.  When nodes come, groups that are smaller than they could be make room at the cell's next step.
 The driver owns the groups: when it ends, Ray takes all their places back.
-
-A stage trains together when its class says `together = True`; its `make` finds the group in `context.parallel`.
-Worker 0 holds the stage's lock and tells the others whether there is anything to make, so that nobody waits in a
-collective for somebody who found the result finished.
 """
 
-import functools
-import gc
 import shutil
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import train, tune
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import remove_placement_group
 
 from studies.engine import inline
 from studies.engine.admission import Capacity
-from studies.engine.desk import DIE, LEAVE, Desk, Outcome
-from studies.engine.halt import disk_full, peer_lost
-from studies.engine.inline import Place, attempt, give_up, one_line
+from studies.engine.desk import Desk, Outcome
+from studies.engine.inline import Place, give_up, one_line
 from studies.engine.ledger import Record
 from studies.engine.plan import Cell, Shared
-from trainables.stages import Context, Stage, upstream
-from trainables.training.parallel import Parallel
-from trainables.training.train import Diverged, Stopped
+from studies.engine.serving import serve
 
 HEAD = "node:__internal_head__"         # a resource that every cluster's head has
 TRIES = 3                               # starts of a group in a row that may fail before there is any
@@ -138,7 +126,9 @@ class Crew:
             there = name in _ask(self.desk.state.remote())["groups"]      # did it live to take a job?
             if problem and nodes - _nodes():
                 problem = f"its node died: {problem}"
-            _ask(self.desk.lost.remote(name, problem))
+            places = _ask(self.desk.lost.remote(name, problem))
+            if problem and places is not None:               # a killed controller takes its workers along, not these
+                remove_placement_group(places)
             self.failures = 0 if there or not problem else self.failures + 1
             late = "startup timed out" in problem or time.monotonic() - began > 60       # its places may yet come free
             if self.failures >= TRIES and not late and len(self.sizes) == 1:
@@ -245,85 +235,3 @@ def stage_record(shared: Shared, place: Place, desk: Any) -> Record:
         return {"key": shared.key, "kind": type(shared.stage).__name__, "status": status,
                 "reason": outcome["reason"], "seconds": 0.0}
     return record
-
-
-# ---------------------------------------------------------------- a worker's side
-
-
-def serve(config: dict) -> None:
-    """What each worker of a group runs: job after job, until there is none."""
-    place, desk, name = config["place"], config["desk"], config["name"]
-    rank, world, last = train.get_context().get_world_rank(), train.get_context().get_world_size(), 0
-    device = place.context(_unheard).device
-    parallel = Parallel.joined(device)
-    if rank == 0:
-        _ask(desk.join.remote(name, world))
-    while True:
-        taken = _ask(desk.take.remote(name, last))
-        if taken == LEAVE:
-            return
-        if taken == DIE:
-            raise RuntimeError("this group is not to be used again")
-        last, job = taken
-        outcome = do(job, place, parallel)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        _ask(desk.told.remote(name, last, rank, outcome))
-
-
-def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
-    """One job, seen from one worker."""
-    try:
-        if parallel.rank > 0:
-            context = place.context(_unheard)
-            try:
-                produce(job, context, parallel) if isinstance(job, Cell) else make_shared(job, context, parallel)
-            except (Diverged, Stopped):                      # all workers see these at the same step
-                pass
-            return {"status": "done", "reason": ""}
-        record = attempt(job, place, functools.partial(produce, job, parallel=parallel)) if isinstance(job, Cell) \
-            else inline.make_stage(job, place, functools.partial(make_shared, job, parallel=parallel))
-        return {"status": record["status"], "reason": record["reason"]}
-    except Exception as error:
-        if peer_lost(error):
-            raise                        # this group is broken; another one goes on
-        return {"status": inline.FULL if disk_full(error) else "error", "reason": one_line(error)}
-
-
-def make_shared(shared: Shared, context: Context, parallel: Parallel) -> None:
-    make_together(shared.stage, context, parallel)
-
-
-def _unheard(step: int, metrics: Mapping[str, float]) -> None:
-    """Worker 0 records for all."""
-
-
-def produce(cell: Cell, context: Context, parallel: Parallel) -> Path:
-    """The folder of the cell's metrics, on worker 0; the other workers help with what trains together."""
-    wanted = cell.scored()
-    if parallel.share(bytes([not context.store.has(wanted)]))[0]:
-        for stage in upstream(wanted):
-            if getattr(stage, "together", False):
-                make_together(stage, context, parallel)
-    return context.get(wanted) if parallel.rank == 0 else context.store.folder
-
-
-def make_together(stage: Stage, context: Context, parallel: Parallel) -> None:
-    """Make a stage with all workers, unless it is there."""
-    joined = replace(context, parallel=parallel)
-    if parallel.rank > 0:
-        if parallel.share(b"") == b"make":
-            stage.make(context.store.unfinished(stage), joined)
-        return
-    told = False
-
-    def make(out: Path, inner: Context) -> None:
-        nonlocal told
-        told = True
-        parallel.share(b"make")
-        stage.make(out, replace(inner, parallel=parallel))
-
-    context.get(stage, make)
-    if not told:
-        parallel.share(b"found")

@@ -25,7 +25,8 @@ from studies.engine.plan import Cell, Shared
 from studies.engine.provenance import Code
 from studies.engine.study import Resources
 from trainables.config import fingerprint, flat, to_dict
-from trainables.stages import Context, Store, key
+from trainables.stages import Code as CodeOf
+from trainables.stages import Context, Store
 from trainables.training.train import Diverged, Stopped
 
 FULL = "disk full"                      # an outcome that is no record: it would be every cell's
@@ -43,6 +44,7 @@ class Place:
     store: str
     resources: Resources
     code: Code
+    by_code: CodeOf | None = None       # results of other code are other results
     driver: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
 
     @property
@@ -50,7 +52,11 @@ class Place:
         return Ledger(self.folder)
 
     def open_store(self) -> Store:
-        return Store(self.store, cache=self.folder.parent / "stages" if "://" in self.store else None)
+        return Store(self.store, self.folder.parent / "stages" if "://" in self.store else None, self.by_code)
+
+    def titled(self, name: str) -> str:
+        """What a run is called: with the commit, where one cell has a run for each state of the code."""
+        return f"{name} at {self.code.commit[:7]}" if self.by_code else name
 
     def context(self, record: Callable, should_stop: Callable[[], bool] = lambda: False) -> Context:
         """The context of a stage that is made in this process, which gets its threads and its device here."""
@@ -115,7 +121,7 @@ def give_up(cell: Cell, place: Place, reason: str, status: str = "failed") -> Re
 def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Record:
     """Do a cell and say what became of it.  `produce` returns the folder that holds metrics.json."""
     outbox = Outbox(place.ledger.outbox(cell.key))
-    outbox.start(key=cell.key, name=cell.name, params=flat(cell.trial), tags=_tags(cell, place),
+    outbox.start(key=cell.key, name=place.titled(cell.name), params=flat(cell.trial), tags=_tags(cell, place),
                  data={"name": place.data, "digest": fingerprint(cell.trial.data), "config": to_dict(cell.trial.data)},
                  texts={"config.json": json.dumps(to_dict(cell.trial), indent=1)})
     started, clock = time.time(), time.perf_counter()
@@ -123,7 +129,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
         "key": cell.key, "study": place.study, "scale": place.scale, "data": place.data, "arm": cell.arm,
         "seed": cell.seed, "split": cell.split, "attempt": outbox.attempt,
         "commit": place.code.commit, "dirty": bool(place.code.diff),
-        "host": socket.gethostname(), "trial": to_dict(cell.trial), "stages": [key(stage) for stage in cell.stages()],
+        "host": socket.gethostname(), "trial": to_dict(cell.trial),
+        "stages": list(map(place.open_store().key, cell.stages())),
         "status": "done", "reason": "", "metrics": {}, "samples": [], "real": []}
     trace, files, stop, notice, room = "", [], place.stop(cell.key), place.notice, place.room(cell.key)
     room.clear()
@@ -162,7 +169,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
 def make_stage(shared: Shared, place: Place, produce: Callable[[Context], object] | None = None) -> Record:
     """Make a shared stage (through `produce`, where a group does it); its curves go to its own outbox."""
     outbox = Outbox(place.ledger.outbox(f"stage-{shared.key}"))
-    outbox.start(key=shared.key, name=shared.name, params=flat(shared.stage), tags=stage_tags(shared, place),
+    outbox.start(key=shared.key, name=place.titled(shared.name), params=flat(shared.stage),
+                 tags=stage_tags(shared, place),
                  texts={"config.json": json.dumps(to_dict(shared.stage), indent=1)})
     clock, status, reason, trace, notice = time.perf_counter(), "done", "", "", place.notice
     try:
@@ -248,8 +256,9 @@ def stage_tags(shared: Shared, place: Place) -> dict[str, str]:
 
 def _tags(cell: Cell, place: Place) -> dict[str, str]:
     stages: dict[str, list[str]] = {}
+    store = place.open_store()
     for stage in cell.stages():
-        stages.setdefault(f"stage.{type(stage).__name__}", []).append(key(stage))
+        stages.setdefault(f"stage.{type(stage).__name__}", []).append(store.key(stage))
     return {"arm": cell.arm, "seed": str(cell.seed), "split": cell.split, "scale": place.scale, "data": place.data,
             "study": place.study,
             "fingerprint": fingerprint(cell.trial), "commit": place.code.commit, "dirty": str(bool(place.code.diff)),

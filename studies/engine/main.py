@@ -68,6 +68,8 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         price: Annotated[float | None, typer.Option(help="Money an hour costs; expected costs are said in it.")] = None,
         tune: Annotated[int | None, typer.Option(
             help="Search the optimizer's settings inside each arm first, with so many points an arm.")] = None,
+        by_code: Annotated[bool, typer.Option(
+            "--by-code", help="Cells are told apart by the code they use, too: what was changed runs again.")] = False,
         report: Annotated[bool, typer.Option(
             "--report", help="Print the table from what is recorded; run nothing.")] = False,
         on: Annotated[str | None, typer.Option(
@@ -78,7 +80,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         options = Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
             workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
-            decide=decide, hours=hours, price=price, tune=tune)
+            decide=decide, hours=hours, price=price, tune=tune, by_code=by_code)
         raise typer.Exit(conduct(study, options, on, stop))
 
     app(args=arguments, prog_name=f"{study.name}.py")
@@ -169,7 +171,7 @@ def alone(folder: Path, console: Console) -> Iterator[None]:
 def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console,
               header: bool = True) -> None:
     """Run what is missing, and ship to MLflow what it tells."""
-    from studies.engine.tracking import Shipper, Tracking, parent_story
+    from studies.engine.tracking import PARENT, Shipper, Tracking, parent_story
 
     if header:
         console.print(Text("\n".join(plan.head())), soft_wrap=True)
@@ -181,7 +183,7 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
     story = parent_story(ledger, plan, source)
     shipper = Shipper(tracking, ledger.folder / "outbox")
     if shipper.drain():
-        tracking.settle({cell.key for cell in plan.missing})
+        tracking.settle({PARENT, *(cell.key for cell in plan.missing)})       # it runs, as they will
         tracking.supersede({old.key: key for key, old in plan.stale.items()})
     sweep_study(ledger.folder)
     sweep_store(open_store(options))
@@ -261,7 +263,8 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         from studies.engine.run import run
         console = Console(file=user, highlight=False)
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
-                      store=open_store(options).url, resources=plan.resources, code=source)
+                      store=open_store(options).url, resources=plan.resources, code=source,
+                      by_code=open_store(options).code)
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)

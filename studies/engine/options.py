@@ -10,6 +10,7 @@ from typing import Any
 
 from studies.engine.budget import Budget
 from studies.engine.cluster import IN_A_JOB, Cluster, choose_scale
+from studies.engine.code_version import current
 from studies.engine.decide import FIRST, Rule
 from studies.engine.ledger import Ledger
 from studies.engine.plan import Plan, make_plan
@@ -40,6 +41,7 @@ class Options:
     hours: float | None = None
     price: float | None = None
     tune: int | None = None
+    by_code: bool = False
 
 
 def check(study: Study, options: Options) -> None:
@@ -57,6 +59,8 @@ def check(study: Study, options: Options) -> None:
     if options.decide and options.seeds is not None and options.seeds < FIRST:
         raise BadInput(f"--decide looks after {FIRST} seeds for the first time: --seeds, the most an arm may have, is "
                        f"{options.seeds}")
+    if options.by_code and study.tune is not None:
+        raise BadInput("--by-code: a search is its storage's memory, which knows no code; compare fixed arms")
     if options.decide and len(chosen_arms(study, options)) < 2:
         raise BadInput("--decide compares arms: name two or more")
     if options.decide and all(isinstance(metric, Watch) for metric in study.report):
@@ -93,7 +97,8 @@ def chosen_arms(study: Study, options: Options) -> list[str]:
 
 
 def open_store(options: Options) -> Store:
-    return Store(options.store or options.out / "stages", cache=options.out / "stages")
+    return Store(options.store or options.out / "stages", cache=options.out / "stages",
+                 code=current() if options.by_code else None)
 
 
 def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | None,

@@ -22,7 +22,7 @@ from studies.engine.style import CSS
 from trainables.config import flat
 
 LinkTo = Callable[[str], str | None]    # an MLflow run's id -> where a browser finds it
-SIDE = ("lr", "grad_norm", "examples_per_second")       # curves of machinery, not of learning
+SIDE = ("lr", "grad_norm", "examples_per_second", "tokens_per_second")     # curves of machinery, not of learning
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ def page(findings: Findings, parts: Iterable[Section]) -> str:
 
 def leaf(title: str, over: str, heading: str, parts: Iterable[Section], expected: str, answer: str) -> str:
     """A page of sections under a heading.  `over`, above it, and `answer`, beneath it, are HTML; the rest is text."""
+    head = (f'<div class="over">{over}</div><h1>{escape(heading)}</h1>'
+            + (f'<p class="expected">{escape(expected)}</p>' if expected else "") + f'<p class="answer">{answer}</p>')
+    return document(title, head, parts)
+
+
+def document(title: str, head: str, parts: Iterable[Section]) -> str:
+    """A page of sections beneath a head, which is trusted html."""
     shown = [part for part in parts if part.html]
     names = {part.title: re.sub(r"[^a-z0-9]+", "-", part.title.lower()) for part in shown}
     body = "".join(f'<section id="{names[part.title]}"><h2>{escape(part.title)}</h2>'
@@ -66,9 +73,7 @@ def leaf(title: str, over: str, heading: str, parts: Iterable[Section], expected
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n"
-        f'<body><main>\n<header><div class="over">{over}</div><h1>{escape(heading)}</h1>'
-        + (f'<p class="expected">{escape(expected)}</p>' if expected else "") + f'<p class="answer">{answer}</p>'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n<header>{head}"
         + "<nav>" + "".join(f'<a href="#{names[part.title]}">{escape(part.title)}</a>' for part in shown)
         + "</nav></header>\n" + body + "<footer>Palimpsest</footer></main></body></html>\n")
 

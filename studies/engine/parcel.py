@@ -63,6 +63,7 @@ def pack(script: Path, arguments: Iterable[str], into: Path, root: Path = ROOT) 
         if flag in HERE or flag == "--stop":
             continue
         words += [flag] if given is None else [flag, rewritten(flag, given, carried)] if flag else [given]
+    weigh(into, "the tree and the files that are named", "copy the files to where the cluster's machines see them")
     source = code(root)
     (into / CARRIED).write_text(json.dumps({"commit": source.commit, "diff": source.diff}), encoding="utf-8")
     meant = sorted(options(words[1:]), key=lambda option: option[0])       # stable: --set twice keeps its order

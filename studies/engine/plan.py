@@ -20,7 +20,7 @@ from studies.engine.ledger import FINISHED, Ledger, Record
 from studies.engine.stale import Stale
 from studies.engine.study import Resources, Settles, Study
 from trainables.config import ConfigError, differences, fingerprint, flat, to_dict
-from trainables.stages import Stage, Store, key, upstream
+from trainables.stages import Code, Stage, Store, key, upstream
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def scored(trial: Any, split: str = "test") -> Stage:
     return trial.validation() if split == "valid" else trial.metrics()
 
 
-def cell_key(trial: Any, split: str = "test", known: dict[Stage, str] | None = None) -> str:
+def cell_key(trial: Any, split: str = "test", known: dict[Stage, str] | None = None, code: Code | None = None) -> str:
     """The trial's identity: what it says, and its results' keys, which know the versions of all they stand on.
 
-    `known` remembers stages' keys for further calls.
+    `known` remembers stages' keys for further calls; `code`: see `stages.key`.
     """
-    said = " ".join([fingerprint(trial), key(trial.samples(), known), key(scored(trial, split), known)])
+    said = " ".join([fingerprint(trial), key(trial.samples(), known, code), key(scored(trial, split), known, code)])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -219,21 +219,22 @@ def make_plan(study: Study, *, scale: str, why: str, ledger: Ledger, store: Stor
     each = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
     trials = {(arm, seed): build(arm, seed) for arm in arms for seed in range(each[arm])}
     known: dict[Stage, str] = {}
-    cells = tuple(Cell(arm, seed, trial, cell_key(trial, known=known)) for (arm, seed), trial in trials.items())
+    cells = tuple(Cell(arm, seed, trial, cell_key(trial, known=known, code=store.code))
+                  for (arm, seed), trial in trials.items())
     records = {cell.key: record for cell in cells if (record := ledger.cell(cell.key)) is not None}
     missing = [cell for cell in cells if cell.key not in records or records[cell.key]["status"] not in FINISHED]
-    has = functools.cache(lambda stage: store.has(stage, key(stage, known)))
-    shared, found = _shared(missing, has, known)
+    has = functools.cache(lambda stage: store.has(stage, store.key(stage, known)))
+    shared, found = _shared(missing, has, functools.partial(store.key, known=known))
     past = ledger.cells()
     first = {arm: trial for (arm, seed), trial in trials.items() if seed == 0}
     return Plan(study=study, scale=scale, why=why, resources=resources, arms=first, cells=cells, records=records,
                 data=_title(next(iter(first.values())).data),
                 shared=shared, found=found, history=_history(past, ledger.stages(), scale, first), budget=budget,
-                rule=rule, stale=stale.older(missing, past, scale, {cell.key for cell in cells}),
+                rule=rule, stale=stale.older(missing, past, scale, {cell.key for cell in cells}, store),
                 reused={cell.key: part for cell in missing if (part := stale.reused(cell, has))})
 
 
-def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], known: dict[Stage, str]
+def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], key: Callable[[Stage], str]
             ) -> tuple[tuple[Shared, ...], int]:
     """Stages that two or more cells will ask for and that the store lacks, in order; how many of them it has.
 
@@ -248,8 +249,8 @@ def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], known: dict[Sta
                 asked += [needed for needed in stage.needs() if needed not in asked]
     common = {stage: users for stage, users in wanted.items() if len(users) > 1}
     order = [stage for stage in upstream(*common) if stage in common and not has(stage)]
-    shared = [Shared(stage, key(stage, known), tuple(common[stage]),
-                     tuple(key(needed, known) for needed in stage.needs() if not has(needed))) for stage in order]
+    shared = [Shared(stage, key(stage), tuple(common[stage]),
+                     tuple(key(needed) for needed in stage.needs() if not has(needed))) for stage in order]
     return tuple(shared), len(common) - len(shared)
 
 

@@ -12,6 +12,7 @@ arms) keeps it while its value is better, at the same scale, on the same data.  
 """
 
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -97,7 +98,7 @@ def bring(tracking: Tracking, folder: Path, told: dict[str, str], findings: Find
         return                                                      # the best of other arms, which are not asked today
     number = here[0].version if here else register(tracking, name, folder, told)
     for alias, other in held.items():
-        if (other is None or other.version != number) and not (
+        if (other is None or str(other.version) != str(number)) and not (
                 other and _better(tracking, other, told, value, findings)):
             client.set_registered_model_alias(name, alias, number)
 
@@ -145,14 +146,17 @@ def register(tracking: Tracking, name: str, folder: Path, told: Mapping[str, str
         finally:
             shutil.rmtree(work, ignore_errors=True)
         if run is not None:
-            client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
+            outputs = client.get_run(run).outputs
+            if outputs is None or model.model_id not in {each.model_id for each in outputs.model_outputs}:
+                client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])     # twice is an error
         client.finalize_logged_model(model.model_id, "READY")
     try:
         client.create_registered_model(name, description="The best models of a study, as generators of texts.")
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
-    return client.create_model_version(name, f"models:/{model.model_id}", run, dict(told),
+    # not models:/<id>: a store without a server would look for that where the process, not the client, records
+    return client.create_model_version(name, model.artifact_location, run, dict(told),
                                        model_id=model.model_id).version
 
 
@@ -197,6 +201,7 @@ def fetch(uri: str, into: Path) -> Path:
     of the folder where one is.
     """
     settle_environment()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     out = Path("results").absolute()
     place = tracking_uri(out)
     file = place.removeprefix("sqlite:///")

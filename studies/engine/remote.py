@@ -46,7 +46,7 @@ def conduct(study: Study, options: Options, on: str, stop: bool) -> int:
     """Everything between the command line and the exit code.   BadInput"""
     console = Console(highlight=False)
     home = Path("results") / place(on) / study.name
-    check(study, replace(options, out=home.parent.absolute()))
+    check(study, replace(options, out=Path("results").absolute()))
     before = signal.signal(signal.SIGTERM, _as_interrupt)
     remote: Remote | None = None
     try:
@@ -113,8 +113,8 @@ class Remote:
 
     def submit(self) -> str:
         """Send the tree and start the job; the id.   BadInput"""
-        past = [job.submission_id or "" for job in self.client.list_jobs()]
-        self.job = f"{self.stem}-{1 + sum(name.startswith(self.stem) for name in past)}"
+        past = [job for job in self.client.list_jobs() if (job.submission_id or "").rpartition("-")[0] == self.stem]
+        self.job = f"{self.stem}-{len(past) + 1}"
         self.start(self.job, f"exec python {shlex.join(self.parcel.command)}",
                    {"study": self.study.name, "tree": self.parcel.tree,
                     "from": f"{getpass.getuser()}@{socket.gethostname()}"})
@@ -180,9 +180,7 @@ class Remote:
             time.sleep(0.3)
         if info.status != "SUCCEEDED":
             raise RuntimeError(info.message)
-        names = bring.unpack(self.client.get_job_logs(job), home)
-        self.client.delete_job(job)
-        return names
+        return bring.unpack(self.client.get_job_logs(job), home)
 
 
 def connect(way: Way) -> Any:

@@ -2,14 +2,13 @@
 
     ask() --> cell to run | WAIT | DONE          under the storage's turn, so that drivers share one budget
     report(key, step, recorded) -> why to stop   curves inside this search only (pruning.py)
-    tell(cell, record)                           done: COMPLETE;  pruned: PRUNED;  diverged, failed: FAIL
-    best(), front(), table()                     what is known, from the storage alone
+    tell(key, record)                            done: COMPLETE;  pruned: PRUNED;  diverged, failed: FAIL
 
 The Optuna storage is the only memory.  A trial carries in user attributes its cell's key, what became of it, all its
-validation scores and its curve, and a lease: who runs it, until when.  A driver renews its leases; the trials of one
-that died are taken over, points and keys unchanged, so their trainings go on from their checkpoints.  Typing a command
-again continues to the budget: what is finished stays, what a crash ended is tried again, a point whose cell the ledger
-knows, or that was proposed before, is told and not run.
+validation scores and its curve, and a lease (lease.py): who runs it, until when.  The trials of a driver that died are
+taken over, points and keys unchanged, so their trainings go on from their checkpoints.  Typing a command again
+continues to the budget: what is finished stays, what a crash ended is tried again, a point whose cell the ledger knows,
+or that was proposed before, is told and not run.  found.py reads what came of it.
 
 The search's name carries a digest of everything that makes values comparable: the arm's trial, the versions of its
 stages, what is selected on, the space.  Sampler, pruner and budget may change between two commands.  A changed space
@@ -19,30 +18,26 @@ is a new search, which begins with the finished points of older ones that lie in
 import hashlib
 import json
 import math
-import os
-import socket
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.domains import Choice, Point
+from studies.engine import lease
 from studies.engine.ledger import FINISHED, Ledger, Record
 from studies.engine.plan import Cell, cell_key
-from studies.engine.pruning import Pruner, fronts, losses
+from studies.engine.pruning import Pruner, losses
 from studies.engine.samplers import distribution, sampler, suggest
 from studies.engine.storage import Memory
 from studies.engine.study import Minimise
 from studies.engine.tuning import COST, Sought, Task
 from trainables.config import ConfigError, override
 
-LEASE = 120.0                           # seconds that a trial of a driver on another host is left alone
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 WAIT, DONE = "wait", "done"
@@ -67,7 +62,7 @@ class Search:
         self.arm, self.tune, self.base, self.space = arm, task.tune, task.base, task.space
         self.select, self.prune = task.select, task.prune
         self.memory, self.ledger = memory, ledger
-        self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+        self.owner = owner or lease.owner()
         self.live: dict[str, Live] = {}                     # by the cell's key
         self.twins: list[tuple[int, Cell]] = []             # asked for while the same cell was at work
         self.lock = threading.RLock()                       # Tune's thread asks, the driver's reports
@@ -169,8 +164,8 @@ class Search:
                 study.tell(trial.number, state=TrialState.FAIL)
                 if (fixed := trial.system_attrs.get("fixed_params")) is not None:
                     study.enqueue_trial(fixed, user_attrs={"point": f"trial {trial.number} again"})
-            elif not _at_work(trial.user_attrs["lease"], now):
-                self._say(trial.number, lease=self._lease())
+            elif not lease.holds(trial.user_attrs["lease"], now):
+                self._say(trial.number, lease=lease.grant(self.owner))
                 return trial.number, self.cell(trial.params, trial.number)
             else:
                 alive += 1
@@ -182,7 +177,7 @@ class Search:
         trial = study.ask()
         point = self.space.draw(lambda name, domain: suggest(trial, name, domain))
         cell = self.cell(point, trial.number)
-        self._say(trial.number, key=cell.key, lease=self._lease())
+        self._say(trial.number, key=cell.key, lease=lease.grant(self.owner))
         return trial.number, cell
 
     @staticmethod
@@ -256,13 +251,10 @@ class Search:
     def renew(self) -> None:
         """Say that this driver is alive."""
         with self.lock:
-            if time.time() - self.renewed > LEASE / 4:
+            if time.time() - self.renewed > lease.SECONDS / 4:
                 for number in [live.number for live in self.live.values()] + [number for number, _ in self.twins]:
-                    self._say(number, lease=self._lease())
+                    self._say(number, lease=lease.grant(self.owner))
                 self.renewed = time.time()
-
-    def _lease(self) -> dict[str, Any]:
-        return {"owner": self.owner, "until": time.time() + LEASE}
 
     # ------------------------------------------------------------ telling
 
@@ -270,7 +262,7 @@ class Search:
         """A live cell has saved itself and made room: whoever asks next goes on with it."""
         with self.lock:
             if (live := self.live.pop(key, None)) is not None:
-                self._say(live.number, lease=self._lease() | {"until": 0.0})
+                self._say(live.number, lease=lease.grant(self.owner, seconds=0.0))
 
     def tell(self, key: str, record: Record | None) -> None:
         """A live cell has ended; None: nobody knows how."""
@@ -304,46 +296,7 @@ class Search:
             except optuna.exceptions.UpdateFinishedTrialError:
                 return                                      # another driver thought us dead, and was quicker
 
-    # ------------------------------------------------------------ what is known
-
-    def complete(self) -> list[FrozenTrial]:
-        """Finished trials with values, in the order of their numbers."""
-        return [trial for trial in self.trials() if trial.state == TrialState.COMPLETE] if self.exists() else []
-
-    def chosen(self) -> list[FrozenTrial]:
-        """The best trial; under several objectives the front, the ends first, then what is farthest from the others."""
-        front = self.front()
-        if len(self.select) == 1:
-            return front[:1]
-        order = spread([self._losses(trial) for trial in front], list(range(len(front))))
-        return [front[i] for i in order][:self.tune.keep]
-
-    def front(self) -> list[FrozenTrial]:
-        """The finished trials that none beats in every objective."""
-        seen: dict[str, FrozenTrial] = {}
-        for trial in self.complete():                       # a point that came twice is one point
-            seen.setdefault(json.dumps(trial.params, sort_keys=True), trial)
-        trials = list(seen.values())
-        numbers = fronts([self._losses(trial) for trial in trials])
-        return [trial for trial, number in zip(trials, numbers, strict=True) if number == 0]
-
-    def _losses(self, trial: FrozenTrial) -> tuple[float, ...]:
-        return tuple(value * (1 if direction == StudyDirection.MINIMIZE else -1)
-                     for value, direction in zip(trial.values, self.study.directions, strict=True))
-
-    def warnings(self, trial: FrozenTrial) -> list[str]:
-        """What to know before trusting a chosen point: that it lies at an end of a range that could go on."""
-        parameters = {p.name: p for p in self.space.parameters()}
-        changes, found = self.space.changes(trial.params), []
-        for name, end in self.space.edges(trial.params).items():
-            path, domain = parameters[name].path, parameters[name].domain
-            try:
-                override(self.base, changes | {path: domain.beyond(end)})       # type: ignore[union-attr]
-            except ConfigError:          # a share ends at 1
-                continue
-            found.append(f"{name} = {trial.params[name]:.4g} lies at the {end} end of its range {domain.low:.4g} .. "
-                         f"{domain.high:.4g}: the best may lie beyond")         # type: ignore[union-attr]
-        return found
+    # ------------------------------------------------------------ how far it is
 
     def states(self) -> dict[str, int]:
         """How many trials ended how: done, pruned, diverged, failed, unscored; running; to come."""
@@ -361,71 +314,6 @@ class Search:
         """Keys of the cells that somebody runs, or that a dead driver left."""
         return {trial.user_attrs["key"] for trial in (self.trials() if self.exists() else [])
                 if trial.state == TrialState.RUNNING and "key" in trial.user_attrs}
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row a trial: number, state, reason, values by metric, point, key, metrics, cost, curve."""
-        rows = []
-        for trial in self.trials() if self.exists() else []:
-            names = [metric.metric for metric in self.select]
-            values = dict(zip(names, trial.values, strict=True)) if trial.state == TrialState.COMPLETE else {}
-            rows.append({
-                "number": trial.number, "state": trial.user_attrs.get("status", trial.state.name.lower()),
-                "reason": trial.user_attrs.get("reason", ""), "values": values, "point": dict(trial.params),
-                "key": trial.user_attrs.get("key"), "metrics": trial.user_attrs.get("metrics", {}),
-                "cost": trial.user_attrs.get("cost", {}),
-                "curve": {int(s): v for s, v in json.loads(trial.user_attrs.get("curve", "{}")).items()},
-                "inherited": trial.user_attrs.get("inherited")})
-        return rows
-
-    def importances(self) -> dict[str, dict[str, float]]:
-        """Objective -> parameter -> share of the spread that it explains (PED-ANOVA); of four trials or more."""
-        complete = self.complete()
-        if len(complete) < 4:
-            return {}
-        found = {}
-        for place, metric in enumerate(self.select):
-            varied = [name for name in self.known
-                      if len({trial.params[name] for trial in complete if name in trial.params}) > 1]
-            if not varied or len({trial.values[place] for trial in complete}) < 2:
-                continue
-            sign = 1 if isinstance(metric, Minimise) else -1
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")             # that it takes low targets for good: so do we
-                try:
-                    found[metric.metric] = optuna.importance.get_param_importances(
-                        self.study, params=varied, evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                        target=lambda trial, place=place, sign=sign: sign * trial.values[place])
-                except (ValueError, RuntimeError):          # too few distinct points
-                    continue
-        return found
-
-
-def spread(points: list[tuple[float, ...]], names: list[int]) -> list[int]:
-    """The names of a front's points: the best of each objective, then always the one farthest from those taken."""
-    if not points:
-        return []
-    low = [min(column) for column in zip(*points, strict=True)]
-    width = [max(column) - least or 1.0 for column, least in zip(zip(*points, strict=True), low, strict=True)]
-    scaled = [tuple((x - least) / w for x, least, w in zip(point, low, width, strict=True)) for point in points]
-    order = list(dict.fromkeys(min(range(len(points)), key=lambda i: scaled[i][axis]) for axis in range(len(low))))
-    while len(order) < len(points):
-        rest = [i for i in range(len(points)) if i not in order]
-        order.append(max(rest, key=lambda i: min(math.dist(scaled[i], scaled[j]) for j in order)))
-    return [names[i] for i in order]
-
-
-def _at_work(lease: Mapping[str, Any], now: float) -> bool:
-    """Whether the driver that holds a lease may still live: on this host we can look, elsewhere we wait."""
-    host, pid, _ = lease["owner"].split(":")
-    if host == socket.gethostname():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-    return now < lease["until"]
-
 
 def _sign(select: Sought, prune: Pruner) -> str:
     """What the storage's intermediate values are: the pruner's metric, turned to the objective's direction."""

@@ -69,23 +69,29 @@ def fronts(searches: Mapping[str, Search]) -> Section:
 
 
 def slices(searches: Mapping[str, Search]) -> Section:
-    """The first goal by each parameter."""
+    """The first goal by each parameter, over the whole of its range."""
     drawn: dict[str, str] = {}
     for parameter in _parameters(searches):
-        points, log, options = [], False, None
+        points, rug, known = [], [], []
         for number, (_, search) in enumerate(searches.items()):
-            goal = next(iter(search["goals"]))
             found = search["parameters"].get(parameter)
             if found is None:
                 continue
-            log, options = log or found["log"], found["options"] or options
-            points += [(_place(t["point"][parameter], found), t["values"][goal], number, _said(t))
-                       for t in search["trials"] if t["values"] and parameter in t["point"]]
-        label = ", ".join(f"{i}: {name}" for i, name in enumerate(options)) if options else ""
-        drawn[parameter] = figures.scatter(points, label, next(iter(next(iter(searches.values()))["goals"])),
-                                           x_log=log and not options)
+            known.append(found)
+            for trial in (t for t in search["trials"] if parameter in t["point"]):
+                at = _place(trial["point"][parameter], found)
+                if trial["values"]:
+                    points.append((at, trial["values"][next(iter(search["goals"]))], number, _said(trial)))
+                else:
+                    rug.append((at, number, f"{trial['state']}: {_said(trial)}"))
+        options = [str(name) for name in known[0]["options"] or ()]
+        ends = None if options else (min(found["low"] for found in known), max(found["high"] for found in known))
+        drawn[parameter] = figures.scatter(
+            points, "", next(iter(next(iter(searches.values()))["goals"])), ends=ends, options=options, rug=rug,
+            x_log=not options and any(found["log"] for found in known))
     return Section("Slices", grid(drawn) if any(drawn.values()) else "",
-                   "The first goal by each parameter, one dot a finished point; stopped and failed ones have no value.")
+                   "The first goal by each parameter over the range that was searched: a dot is a finished point, a "
+                   "tick on the axis one that was stopped or failed.")
 
 
 def parallel(searches: Mapping[str, Search]) -> Section:
@@ -154,17 +160,28 @@ def curves(searches: Mapping[str, Search]) -> Section:
     for arm, search in searches.items():
         for place, metric in enumerate(search["pruned on"]):
             sign = -1 if metric["way"] == "most" else 1
-            lines = []
-            for trial in search["trials"]:
-                points = [(float(step), sign * values[place]) for step, values in sorted(
-                    trial["curve"].items(), key=lambda item: int(item[0]))]
-                if points:
-                    lines.append(Line(f"point {trial['number']}, {trial['state']}", [(x, y, y, y) for x, y in points],
-                                      1 if trial["state"] == "done" else 0))
+            told = [(trial, [(float(step), sign * values[place]) for step, values in sorted(
+                trial["curve"].items(), key=lambda item: int(item[0]))]) for trial in search["trials"]]
+            low, high = _bulk([y for _, points in told for _, y in points if math.isfinite(y)])
+            lines = [Line(f"point {trial['number']}, {trial['state']}",
+                          [(x, *[min(max(y, low), high)] * 3) for x, y in points if math.isfinite(y)],     # type: ignore
+                          1 if trial["state"] == "done" else 0)
+                     for trial, points in sorted(told, key=lambda one: one[0]["state"] == "done") if points]
             title = metric["metric"] + (f" · {arm}" if len(searches) > 1 else "")
             drawn[title] = figures.curves(lines, "step", log=metric["metric"].endswith("loss"))
     return Section("Curves of the search", grid(drawn) if any(drawn.values()) else "",
-                   "Strong colour: points that ran to their end.  The others were stopped, or failed.")
+                   "Strong colour: points that ran to their end.  The others were stopped, or failed.  What lies far "
+                   "outside is drawn at the edge.")
+
+
+def _bulk(values: Sequence[float]) -> tuple[float, float]:
+    """Between which ends curves are drawn: those of all, but for what would squeeze nine tenths of them."""
+    if not values:
+        return 0.0, 0.0
+    order = sorted(values)
+    inner = order[len(order) // 20], order[-1 - len(order) // 20]
+    room = 2 * (inner[1] - inner[0])
+    return max(order[0], inner[0] - room), min(order[-1], inner[1] + room)
 
 
 def trials(searches: Mapping[str, Search]) -> Section:

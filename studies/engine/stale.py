@@ -12,7 +12,7 @@ from typing import Any
 
 from studies.engine.ledger import Record
 from trainables.config import to_dict
-from trainables.stages import Stage, key
+from trainables.stages import Stage, Store
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Stale:
     why: str
 
 
-def older(cells: Iterable[Any], past: Iterable[Record], scale: str, current: set[str]) -> dict[str, Stale]:
+def older(cells: Iterable[Any], past: Iterable[Record], scale: str, current: set[str], store: Store
+          ) -> dict[str, Stale]:
     """Cell key -> the latest record of the same arm and seed under another key; `current`: keys that the plan has."""
     found: dict[tuple, Record] = {}
     for record in past:
@@ -31,11 +32,11 @@ def older(cells: Iterable[Any], past: Iterable[Record], scale: str, current: set
             at = record["arm"], record["seed"], record.get("split", "test")
             if at not in found or found[at]["ended"] < record["ended"]:
                 found[at] = record
-    return {cell.key: Stale(found[at]["key"], why(cell, found[at])) for cell in cells
+    return {cell.key: Stale(found[at]["key"], why(cell, found[at], store)) for cell in cells
             if (at := (cell.arm, cell.seed, cell.split)) in found}
 
 
-def why(cell: Any, record: Record) -> str:
+def why(cell: Any, record: Record, store: Store) -> str:
     """What differs between a cell and an older record."""
     paths = list(changed(record.get("trial", {}), json.loads(json.dumps(to_dict(cell.trial)))))
     if paths:
@@ -43,8 +44,8 @@ def why(cell: Any, record: Record) -> str:
             f"; and {len(paths) - 4} more" if len(paths) > 4 else "")
     known = set(record.get("stages", ()))
     for stage in cell.stages():          # in the order in which they are made: the first is the cause
-        if key(stage) not in known:
-            return f"stage {type(stage).__name__} has another version"
+        if store.key(stage) not in known:
+            return f"stage {type(stage).__name__} has another version{' or other code' if store.code else ''}"
     return "the key of a cell is made up in another way"
 
 

@@ -84,6 +84,7 @@ svg text.name { fill: var(--ink); font-size: 12px; }
 svg .grid { stroke: var(--rule); stroke-width: 1; } svg .base { stroke: var(--soft); stroke-width: 1; opacity: .55; }
 svg .zero { stroke: var(--soft); stroke-width: 1.2; } svg .margin { fill: var(--same-wash); }
 svg .line { fill: none; stroke-width: 1.9; stroke-linejoin: round; stroke-linecap: round; } svg .band { opacity: .2; }
+svg .mark { stroke-width: 5; opacity: .3; }
 svg .span { stroke-width: 2.4; stroke-linecap: round; }
 .texts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); gap: 18px;
   margin-top: 14px; }

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces import optimizers
+from search_spaces.corners import check
 from search_spaces.domains import Choice, Domain, Space, value_at
 from studies.engine.pruning import Halving, Pruner
 from studies.engine.study import Maximise, Metric, Minimise
@@ -101,7 +102,7 @@ class Tune:
             for taken in fixed:
                 if taken == path or taken.startswith(f"{path}."):
                     raise ConfigError(path, f"is searched, and {taken} is set; it cannot be both")
-        space.check(trial)
+        check(space, trial)
         if prune is not None:
             self._comparable(space, prune)
             _seen_in_time(trial)

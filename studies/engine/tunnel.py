@@ -78,25 +78,23 @@ class Tunnel(Way):
         if ready and process.stdout.readline().strip() == b"open":
             return process
         process.kill()
-        said = process.stderr.read().decode(errors="replace").strip().splitlines()
-        process.wait()
+        said = process.communicate()[1].decode(errors="replace").strip().splitlines()
         raise BadInput(f"the head of {self.file.name} at {self.where} does not answer over SSH: "
                        f"{said[-1] if said else 'it says nothing'}.  Is it up?  `ray up {self.file.path}` starts it")
 
     def mend(self) -> None:
         super().mend()
         if self.process.poll() is not None:
+            self.process.communicate()
             with contextlib.suppress(BadInput):          # who waits for us decides how long
                 self.process = self.open()
 
     def close(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
         try:
-            self.process.wait(timeout=3)
+            self.process.communicate(timeout=3)         # closes its input, at which it ends
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
 
 
 @contextlib.contextmanager
@@ -112,14 +110,15 @@ def reach(on: str) -> Iterator[Way]:
 
 def place(on: str) -> str:
     """What a cluster is called in the names of folders here."""
-    return urlsplit(on).netloc.replace(":", "-") if "://" in on else Path(on).stem
+    return "-".join(urlsplit(on).netloc.rpartition("@")[2].split(":")) if "://" in on else Path(on).stem
 
 
 def at(url: str) -> Way:
     """A way that is open already.   BadInput: it would show the token to others"""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise BadInput(f"--on {place(url)}: a cluster's file, or the URL of its dashboard, such as http://127.0.0.1:8265")
+        raise BadInput("--on takes a cluster's file, or the URL of its dashboard with no password in it, such as "
+                       "http://127.0.0.1:8265")
     if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise BadInput(f"--on {url}: over plain HTTP the token would be open to read; forward the port to this machine "
                        "(ray dashboard, kubectl port-forward, ssh -L) and name that")

@@ -32,7 +32,10 @@ class Diverged(Exception):
 
 
 class Meter:
-    """Values by name since the last record: "grad_norm" once a step, everything else `accumulate` times."""
+    """Values by name since the last record: "grad_norm" once a step, everything else `accumulate` times.
+
+    "tokens", a worker's real tokens in a micro-batch, become a speed.
+    """
 
     def __init__(self, parallel: Parallel, accumulate: int, device: torch.device):
         self.parallel, self.accumulate, self.device = parallel, accumulate, device
@@ -63,6 +66,9 @@ class Meter:
         speed = batch * steps / (time.perf_counter() - self.began)
         numbers = self.parallel.mean(torch.cat([means, torch.tensor([speed], dtype=torch.float64)])).tolist()
         result = dict(zip([*names, "examples_per_second"], numbers, strict=True))
+        if "tokens" in result:
+            step_tokens = result.pop("tokens") * self.accumulate * self.parallel.world
+            result["tokens_per_second"] = step_tokens * result["examples_per_second"] / batch
         if not math.isfinite(result["loss"]):
             raise Diverged(step, result["loss"], result["grad_norm"])
         self._forget()

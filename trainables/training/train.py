@@ -10,8 +10,8 @@ if nothing had happened.  Several workers (`parallel`) share each global batch b
 
 Recorded by the number of steps done, once a step at most, and on every worker with the same values:
 train/<name> for every loss the model names (means since the last record), train/grad_norm (before clipping), train/lr,
-train/examples_per_second; valid/<name> on the averaged weights, always with the same noise and at progress 1, so that
-two points differ by the model alone.
+train/examples_per_second and train/tokens_per_second (real tokens, no padding); valid/<name> on the averaged weights,
+always with the same noise and at progress 1, so that two points differ by the model alone.
 """
 
 import json
@@ -149,7 +149,7 @@ def train(model: nn.Module, batches: Batches, cfg: Training, *, seed: int, out: 
                 with torch.autocast(device.type, numbers, enabled=numbers != torch.float32):
                     losses = loss_of(batch, step / cfg.steps, rng)
                 (losses["loss"] / cfg.accumulate).backward()
-            meter.add(losses)
+            meter.add({**losses, "tokens": batch.mask.sum()})
         meter.add({"grad_norm": clip(weights, cfg.clip)})
         if device.type == "cpu":
             meter.check(step + 1)

@@ -1,0 +1,225 @@
+"""The history of nights: what each measured, what was said about it, and which one is the measure of tonight.
+
+    <out>/nights.jsonl           a line a night and study, or an acceptance; the file is replaced whole
+    <out>/code/<digest>.json     the definitions that an arm used, by file: what has changed is found by comparing two
+
+The good night, which tonight is compared with, is the last that passed or was accepted by hand, at tonight's settings:
+cells are pairs where arm, seed and the whole config agree.  So a loss within the margin every night is found when it
+has added up past the margin only if a night in between did not pass; a margin is what one may lose between two passes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studies.engine.code_version import CodeVersions
+from studies.engine.findings import Findings
+from studies.engine.ledger import Ledger, Record, curves, read_from
+from studies.engine.regression import EVERY, SPEED, Finding, metric_finding, speed_finding
+from studies.engine.watched import Watched
+from trainables.config import classes, fingerprint
+
+Cells = dict[tuple[str, int], Record]    # (arm, seed) -> what a night keeps of a cell
+
+
+class History:
+    """The nights of one output folder."""
+
+    def __init__(self, out: Path):
+        self.out, self.path = out, out / "nights.jsonl"
+        self.lines = read_from(self.path, 0)[0] if self.path.exists() else []
+
+    def nights(self, study: str) -> list[Record]:
+        """A study's nights, oldest first."""
+        return [line for line in self.lines if line["kind"] == "night" and line["study"] == study]
+
+    def good(self, watched: Watched, cells: Cells) -> Record | None:
+        """The last good night that has pairs for these cells."""
+        accepted = {line["number"] for line in self.lines if line["kind"] == "accept" and line["study"] == watched.name}
+        return next((night for night in self.nights(watched.name)[::-1]
+                     if (night["verdict"] == "pass" or night["number"] in accepted)
+                     and pairs(cells_of(night), cells)), None)
+
+    def usual(self, watched: Watched, host: str) -> float:
+        """The largest share of speed that a good night on this machine has lost, or won, against another."""
+        moved = [abs(found["loss"]) for night in self.nights(watched.name)
+                 if night["verdict"] == "pass" and night["host"] == host for found in night["findings"]
+                 if found["metric"] == SPEED and found["loss"] is not None]
+        return max(moved, default=0.0)
+
+    def add(self, line: Record) -> None:
+        """Append: written beside and renamed, so that a reader, and whoever copies it, has whole lines."""
+        self.lines.append(line)
+        self.out.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".tmp")
+        with open(beside, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(each, allow_nan=False) + "\n" for each in self.lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+
+    def accept(self, study: str) -> int | None:
+        """Make a study's last night the measure of the next ones; its number, None where there is none."""
+        nights = self.nights(study)
+        if nights:
+            self.add({"kind": "accept", "study": study, "number": nights[-1]["number"], "at": time.time()})
+        return nights[-1]["number"] if nights else None
+
+    # -- what code a night used
+
+    def keep_code(self, table: Mapping[str, str]) -> str:
+        """Keep an arm's definitions; their digest."""
+        said = json.dumps(dict(table), indent=0, sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+        path = self.out / "code" / f"{digest}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".tmp")
+            beside.write_text(said, encoding="utf-8")
+            os.replace(beside, path)
+        return digest
+
+    def changed(self, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+        """The definitions and packages that differ between two nights, by arms' digests."""
+        old, new = self._tables(before), self._tables(now)
+        return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+    def _tables(self, digests: Mapping[str, str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for digest in set(digests.values()):
+            path = self.out / "code" / f"{digest}.json"
+            found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+
+def cells_of(night: Record) -> Cells:
+    return {(cell["arm"], cell["seed"]): cell for cell in night["cells"]}
+
+
+def pairs(before: Cells, now: Cells) -> list[tuple[Record, Record]]:
+    """Cells of the same arm, seed and config that are done on both nights."""
+    both = [(before[at], now[at]) for at in now if at in before]
+    return [(old, new) for old, new in both
+            if old["config"] == new["config"] and old["status"] == new["status"] == "done"]
+
+
+def cells_tonight(findings: Findings, watched: Watched) -> Cells:
+    """What the ledger has of tonight's cells that have ended."""
+    found: Cells = {}
+    for cell in findings.plan.cells:
+        record = findings.records.get(cell.key)
+        if record is not None:
+            found[cell.arm, cell.seed] = {
+                "arm": cell.arm, "seed": cell.seed, "key": cell.key, "config": fingerprint(cell.trial),
+                "status": record["status"], "reason": record["reason"], "host": record["host"],
+                "speed": speed(findings.ledger, record),
+                "metrics": {name: finite(record["metrics"].get(name)) for name in watched.margins}}
+    return found
+
+
+def finite(value: float | None) -> float | None:
+    """A value that can be compared, or nothing."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def speed(ledger: Ledger, record: Record) -> float | None:
+    """Tokens per second, the median over a cell's own training; None where it found its weights made.
+
+    A checkpoint that several cells share is trained as a stage, whose speed counts for all of them.
+    """
+    for name in (record["key"], *(f"stage-{key}" for key in record["stages"][::-1])):
+        points = curves(ledger.outbox(name)).get("train/tokens_per_second")
+        if points:
+            return statistics.median(points.values())
+    return None
+
+
+def code_of(plan: Any, arm: str, versions: CodeVersions) -> dict[str, str]:
+    """The definitions that an arm's stages use."""
+    table: dict[str, str] = {}
+    for stage in next(cell for cell in plan.cells if cell.arm == arm).stages():
+        table |= versions.table(classes(stage))
+    return table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a study's night."""
+
+    word: str                           # pass, regressed, inconclusive, failed
+    why: str
+    findings: tuple[Finding, ...]
+
+
+def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float = 0.0) -> Verdict:
+    """Tonight's cells against the good night's."""
+    lost = [f"{cell['arm']} seed {cell['seed']} {cell['status']}: {cell['reason']}" for cell in now.values()
+            if cell["status"] != "done"]
+    lost += [f"{new['arm']} seed {new['seed']}: {metric} has no value any more"
+             for old, new in (pairs(cells_of(good), now) if good else []) for metric in watched.margins
+             if old["metrics"].get(metric) is not None and new["metrics"].get(metric) is None]
+    findings = () if good is None else tuple(_findings(watched, cells_of(good), now, usual))
+    worse = [found for found in findings if found.kind == "regressed"]
+    undecided = [found for found in findings if found.kind == "open" and found.metric != SPEED]
+    if worse:
+        return Verdict("regressed", "; ".join(map(spell, worse)) + ("; " + "; ".join(lost) if lost else ""), findings)
+    if lost or not now:
+        return Verdict("failed", "; ".join(lost) or "no cell has ended", findings)
+    if good is None:
+        return Verdict("pass", "the first night of these settings: nothing to compare with", findings)
+    if undecided:
+        return Verdict("inconclusive", "; ".join(map(spell, undecided)), findings)
+    before = cells_of(good)
+    if all(at in before and before[at]["key"] == cell["key"] for at, cell in now.items()):
+        return Verdict("pass", "reused: the code that these cells use has not changed", findings)
+    if all(found.kind == "same" for found in findings if found.metric != SPEED):
+        return Verdict("pass", "the same to the last bit", findings)
+    return Verdict("pass", "within the margins", findings)
+
+
+def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iterable[Finding]:
+    looks, both = len(watched.looks), pairs(before, now)
+    for arm in watched.arms:
+        mine = [(old["metrics"], new["metrics"]) for old, new in both if new["arm"] == arm]
+        for metric, margin in watched.margins.items():
+            values = [(old[metric], new[metric]) for old, new in mine
+                      if old.get(metric) is not None and new.get(metric) is not None]
+            old, new = [value for value, _ in values], [value for _, value in values]
+            size = margin.of(statistics.fmean(old)) if old else margin.size
+            yield metric_finding(arm, metric, old, new, watched.better(metric), size, watched.level, looks)
+    if watched.speed is not None:
+        timed = [(old, new) for old, new in both if old["key"] != new["key"] and old["speed"] and new["speed"]
+                 and old["host"] == new["host"]]
+        for arm in (*watched.arms, *([EVERY] if len(watched.arms) > 1 else [])):
+            some = [(old["speed"], new["speed"]) for old, new in timed if arm in (EVERY, new["arm"])]
+            yield speed_finding(arm, [old for old, _ in some], [new for _, new in some],
+                                max(watched.speed.size, usual), watched.level, looks)
+
+
+def spell(found: Finding) -> str:
+    """A finding in words: which metric, how much, its interval."""
+    if found.loss is None:
+        return f"{found.arm}: {found.metric} has no pairs"
+    if found.metric == SPEED:
+        bounds = "" if found.low is None or found.high is None else (
+            f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f} %)")
+        way = "slower" if found.loss > 0 else "faster"
+        return f"{found.arm}: {100 * abs(found.loss):.1f} % {way}{bounds}, median of {found.pairs} pairs"
+    bounds = "" if found.low is None or found.high is None else (
+        f" (95 % interval {found.low:+.3g} to {found.high:+.3g})")
+    share = f", {100 * found.share:+.1f} %" if found.share is not None and abs(found.share) < 10 else ""
+    way = "worse" if found.loss > 0 else "better"
+    return (f"{found.arm}: {found.metric} {found.before:.4g} -> {found.now:.4g}, {way} by {abs(found.loss):.3g}{share}"
+            f"{bounds}, margin {found.margin:.3g}, {found.pairs} pairs")
+
+
+def host() -> str:
+    return socket.gethostname()
