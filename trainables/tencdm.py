@@ -278,7 +278,7 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
         data=data,
         training=Training(
             optimizer=AdamW(lr=1e-2, betas=(0.9, 0.98)), schedule=Cosine(warmup=100), ema=Ema(decay=0.99),
-            steps=2_200 if stories else 1_200, batch=64 if stories else 32, record_every=50, validate_every=500,
+            steps=2_400 if stories else 1_200, batch=64 if stories else 32, record_every=50, validate_every=500,
             save_every=500, validate_on=512),
         sampling=Sampling(stepper=DpmPlusPlus2M(), grid=LogSnrGrid(low=-8.0, high=4.0), steps=20, count=500, batch=500),
         evaluation=Evaluation(
