@@ -198,8 +198,8 @@ class Sampled:
 
     def drawn(self, system: Any, shape: tuple[int, int], rng: Rng, batch: Batch | None = None) -> list[str]:
         """Texts from a state of `shape` [B, L], under the conditions of the batch."""
-        drawing: Any = system                # what it is beside a System, a type checker would not remember
-        mask = drawing.draw_mask(shape[0], rng, batch) if isinstance(system, DrawsMask) else None
+        masks: Any = system                  # or a type checker would take it for nothing else
+        mask = masks.draw_mask(shape[0], rng, batch) if isinstance(masks, DrawsMask) else None
         if mask is not None:
             masked = Batch(ids=torch.zeros(shape, dtype=torch.long, device=mask.device), mask=mask)
             batch = masked if batch is None else replace(masked, source=batch.source, label=batch.label)
