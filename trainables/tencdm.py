@@ -254,7 +254,7 @@ def tencdm(data: Data = RocStories()) -> "Trial":
 
 
 def tencdm_laptop(data: Data = Stories()) -> "Trial":
-    """A recipe that learns the built-in corpus in under a minute on one core; other texts get longer sequences.
+    """A recipe that learns the built-in corpus in about a minute on one core; other texts get longer sequences.
 
     What differs from the paper, and why: few narrow layers with norms in front, which learn faster when steps are few;
     a tangent of 2 instead of 9, since a word in 32 dimensions drowns at less noise than one in 768; AdamW with fifty
