@@ -40,6 +40,7 @@ class Nothing:
     """A trial that is never run."""
 
     size: int = 0
+    seed: int = 0
 
 
 def watched(seeds: int, most: int, margin: float) -> Watched:
