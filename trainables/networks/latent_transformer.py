@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import config
+from trainables.networks.initial import drawn
 
 BUCKETS, FARTHEST = 32, 128          # of T5's relative positions
 
@@ -78,7 +79,7 @@ class LatentTransformer:
     def build(self, features: int, *, hint: bool = True, classes: int = 0, source: int = 0) -> "LatentDenoiser":
         """The network for states of `features` dimensions; `hint`: whether it sees its last guess; classes: how many
         (0: it is told none); source: the width of what it reads (0: nothing)."""
-        return LatentDenoiser(self, features, hint, classes, source)
+        return drawn(LatentDenoiser(self, features, hint, classes, source))
 
 
 def sinusoid(clock: Tensor, width: int) -> Tensor:
@@ -106,19 +107,25 @@ class LatentDenoiser(nn.Module):
         self.position = nn.Embedding(cfg.positions, W)
         self.relative = RelativeBias(cfg.heads, W // cfg.heads) if cfg.relative else None
         if hint:
-            self.no_hint = nn.Parameter(torch.randn(W if attended else features) * 0.02)
+            self.no_hint = nn.Parameter(torch.empty(W if attended else features))
             self.enter_hint = nn.Linear(features, W) if attended else nn.Identity()
         if classes:
             self.label = nn.Embedding(classes + 1, W)                    # the last one is the null class
             self.enter_label = nn.Identity() if attended else nn.Linear(W, wide)
         if source:
             self.enter_source = nn.Linear(source, W)
-            self.no_source = nn.Parameter(torch.randn(W) * 0.02)
+            self.no_source = nn.Parameter(torch.empty(W))
         crosses = bool(source) or attended and (hint or classes > 0)
         self.layers = nn.ModuleList(LatentLayer(cfg, crosses) for _ in range(cfg.layers))
         self.merge = nn.ModuleDict({str(layer): nn.Linear(2 * W, W) for layer in self.connections})
         self.last = nn.LayerNorm(W)
-        self.leave = zeroed(nn.Linear(W, features))
+        self.leave = nn.Linear(W, features)
+
+    def reset_parameters(self) -> None:
+        for nothing in (self.no_hint if self.hints else None, self.no_source if self.sources else None):
+            if nothing is not None:
+                nn.init.normal_(nothing, std=0.02)
+        zero(self.leave)
 
     def forward(self, x_t: Tensor, t: Tensor, signal: Tensor, mask: Tensor | None = None, *,
                 hint: Tensor | None = None, hinted: Tensor | None = None, label: Tensor | None = None,
@@ -194,8 +201,12 @@ class LatentLayer(nn.Module):
         self.cross = Attention(W, cfg.heads, cfg.dropout) if crosses else None
         self.norm, self.up, self.down = nn.LayerNorm(W), nn.Linear(W, 2 * wide), nn.Linear(wide, W)
         self.after = nn.LayerNorm(W) if cfg.scale_shift else None
-        self.scale_shift = zeroed(nn.Linear(wide, 2 * W)) if cfg.scale_shift else None
+        self.scale_shift = nn.Linear(wide, 2 * W) if cfg.scale_shift else None
         self.dropout = nn.Dropout(cfg.dropout)
+
+    def reset_parameters(self) -> None:
+        if self.scale_shift is not None:
+            zero(self.scale_shift)
 
     def forward(self, h: Tensor, tau: Tensor, among: Tensor, memory: Tensor | None, readable: Tensor | None) -> Tensor:
         """h [B, L, W], tau [B, 1|L, wide], memory [B, M, W]; among and readable as `allowed` makes them."""
@@ -258,7 +269,6 @@ def allowed(mask: Tensor, bias: Tensor | None = None) -> Tensor:
     return keys if bias is None else bias.masked_fill(~keys, -torch.inf)
 
 
-def zeroed(linear: nn.Linear) -> nn.Linear:
+def zero(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return linear

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import config
+from trainables.networks.initial import drawn
 
 FREQUENCIES = 64          # of the Fourier features of the noise level
 
@@ -57,7 +58,7 @@ class ScoreTransformer:
 
     def build(self, features: int, outputs: int, reads_guess: bool) -> "ScoreNetwork":
         """The network, for states of `features` dimensions."""
-        return ScoreNetwork(self, features, outputs, reads_guess)
+        return drawn(ScoreNetwork(self, features, outputs, reads_guess))
 
 
 def fourier(noise: Tensor) -> Tensor:
@@ -90,7 +91,9 @@ class Film(nn.Module):
         self.norm = nn.RMSNorm(cfg.width, eps=1e-4, elementwise_affine=False)
         self.told = nn.Linear(cfg.told, 2 * cfg.width)
         self.kept = 0.0 if cfg.as_published else 1.0
-        if not cfg.as_published:
+
+    def reset_parameters(self) -> None:
+        if self.kept:
             nn.init.zeros_(self.told.weight)
             nn.init.zeros_(self.told.bias)
 

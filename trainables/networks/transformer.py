@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import config
+from trainables.networks.initial import drawn
 
 
 @config
@@ -49,7 +50,7 @@ class Transformer:
 
     def build(self, features: int, reads_source: bool = False) -> "Denoiser":
         """The network, for encodings of `features` dimensions."""
-        return Denoiser(self, features, reads_source)
+        return drawn(Denoiser(self, features, reads_source))
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
