@@ -45,7 +45,7 @@ class Oracle:
     def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         return walk.stepper.step(self.process, x_t, hat, t, s, walk)
 
-    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
         return [" ".join(f"{value:.2f}" for value in row) for row in x[..., 0].tolist()]
 
     def loss(self, batch: Batch, progress: float, rng: Rng) -> Mapping[str, Tensor]:

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trainables.config import ConfigError, fingerprint, from_dict, to_dict
+from trainables.diffusionbert import diffusionbert
 from trainables.stages import Context, Store
 from trainables.text.corpora import (
+    PARQUET,
     Data,
     HubTexts,
     Imported,
@@ -214,6 +217,21 @@ def test_hub_columns_are_joined(hub: str, store: Store):
     assert [len(rows[split]) for split in SPLITS] == [210, 60, 15, 15]
     row = rows["test"][0]
     assert row["text"] == f"Story {row['source']} part 1. Story {row['source']} part 2."
+
+
+def test_a_script_of_the_hub_is_read_from_its_branch_of_files(hub: str, store: Store, tmp_path: Path):
+    """As the hub lays LM1B out there: the split that is asked for, and no other; the recipe asks for that branch."""
+    import pandas
+
+    for split, count in (("train", 300), ("test", 40)):
+        (folder := tmp_path / "lm1b" / "plain_text" / split).mkdir(parents=True)
+        pandas.DataFrame({"text": [f"{split} sentence {row} ." for row in range(count)]}).to_parquet(
+            folder / "0000.parquet")
+    data = diffusionbert().data
+    assert isinstance(data, HubTexts) and data.revision == PARQUET == "refs/convert/parquet"
+    splits = texts_of(replace(data, name=str(tmp_path / "lm1b")), store)
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(
+        f"train sentence {row} ." for row in range(300))
 
 
 def test_roc_stories_hold_out_what_the_paper_holds_out(hub: str, store: Store):

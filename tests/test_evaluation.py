@@ -1,7 +1,9 @@
 """Evaluation: each metric against what it must be by hand, and the laws that all of them keep."""
 
+import gc
 import math
 import random
+import weakref
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,8 +24,10 @@ from trainables.evaluation.mauve import Mauve, mauve
 from trainables.evaluation.memorisation import Memorisation
 from trainables.evaluation.oracle import OracleScores
 from trainables.evaluation.perplexity import Perplexity
-from trainables.evaluation.pretrained import nats, points
+from trainables.evaluation.pretrained import _points as points_of
+from trainables.evaluation.pretrained import held, nats, points
 from trainables.evaluation.real import Real
+from trainables.evaluation.rouge import Rouge, rouge2
 from trainables.evaluation.variety import Variety, distinct, entropy, self_bleu
 from trainables.evaluation.verdict import TOLERANCES, departures, remarks, worst
 from trainables.evaluation.words import Hashes, ngrams, words
@@ -71,7 +75,8 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> str:
 def all_metrics(causal: str) -> list[Metric]:
     cloud = JudgeStates(judge=JUDGE)
     return [OracleScores(), Mauve(features=cloud, buckets=5), Frechet(features=cloud), JudgeNll(judge=JUDGE),
-            Variety(hypotheses=20, references=10), Memorisation(), Perplexity(name=causal, length=48), Bleu()]
+            Variety(hypotheses=20, references=10), Memorisation(), Perplexity(name=causal, length=48), Bleu(),
+            Rouge()]
 
 
 # ---------------------------------------------------------------- laws of all metrics
@@ -125,7 +130,8 @@ def test_values_that_depend_on_n_are_refused_at_another_n(context: Context, real
     evaluation = Evaluation(metrics=tuple(all_metrics(causal)), references=N)
     values, absent = evaluation.measure(real[:20], "test", DATA, context)
     of_n = ("total_variation", "mauve", "fd", "distinct_1", "distinct_2", "diversity", "self_bleu", "duplicates")
-    assert absent.pop("bleu") == "the samples were not written from sources"
+    for name in (*Bleu.better, *Rouge.better):
+        assert absent.pop(name) == "the samples were not written from sources"
     assert absent == dict.fromkeys(of_n, f"needs {N} samples, there are 20")
     assert {"judge_nll", "entropy", "memorisation", "illegal", "perplexity"} <= set(values)
     more = evaluation.measure(real + real, "test", DATA, context).values
@@ -351,6 +357,72 @@ def test_bleu_takes_every_text_of_a_source_as_a_reference(context: Context, tmp_
     assert of(f"the {source} is very small today", source)["bleu"] == pytest.approx(1)
     assert 0 < of(f"the {source} is very small now", source)["bleu"] < 1
     assert "no text of these samples' sources" in str(of("the cat", "lion")["bleu"])
+
+
+def test_rouge_counts_shared_words_and_takes_the_best_text_of_a_source(context: Context, tmp_path: Path):
+    """By hand: F is twice what is shared over what both have; first 4 of 5 and 6 words, 2 of 4 and 5 pairs."""
+    (tmp_path / "texts.csv").write_text("text,notes\n" + "".join(
+        f"{text},note {row}\n" for row in range(60) for text in (f"The cat {row} lay down there.", f"nothing {row}")))
+    data = import_files(f"{tmp_path / 'texts.csv'}:text:notes", None, context.store)
+    source = read_rows(context.get(data), "test")[0]["source"]
+    real = Real(data=data, split="test", count=2)
+
+    def of(text: str, source: str) -> dict[str, Any]:
+        return Rouge().score_pairs([text], [source], real, context)
+
+    row = source.split()[1]
+    found = of(f"the cat {row}, sat down", source)
+    assert found == pytest.approx({"rouge1": 8 / 11, "rouge2": 4 / 9, "rouge_l": 8 / 11})
+    assert of(f"there lay down {row} cat the", source) == pytest.approx({"rouge1": 1, "rouge2": 0.2, "rouge_l": 1 / 3})
+    assert set(of(f"nothing {row}", source).values()) == {1.0} and set(of("", source).values()) == {0.0}
+    both = Rouge().score_pairs([f"nothing {row}", "else"], [source] * 2, real, context)
+    assert both == pytest.approx(dict.fromkeys(both, 0.5))
+    assert "no text of these samples' sources" in of("the cat", "lion")["rouge1"]
+    assert rouge2("the cat sat down", "the cat lay down there") == pytest.approx(2 / 7)
+    assert rouge2("cat", "cat") == rouge2("", "a cat") == 0
+
+
+def test_what_is_alike_decides_what_is_agreed():
+    """LD4LG's shared pairs (case and marks apart) and BLEU, of which longer runs are a part, choose otherwise."""
+    texts = ["a b x c d y e f z g h", "A B, q! c d w E F, v G H", "a b c d m n o p r s t u", "k a b c d l i j 1 2 3 4"]
+    utilities = [sum(rouge2(text, other) for other in texts if other is not text) for text in texts]
+    assert utilities.index(max(utilities)) == 0 and agreed(texts, "rouge2") == texts[0]
+    assert agreed(texts, "bleu") == agreed(texts) != texts[0]
+    assert agreed(["only"], "rouge2") == "only"
+
+
+def test_a_model_is_loaded_once_for_all_metrics_of_an_evaluation_and_let_go(
+        context: Context, real: list[str], sources: list[str], causal: str, monkeypatch: pytest.MonkeyPatch):
+    """Its points and its perplexities, of samples and of real texts, are from one model, and the same as from many."""
+    import transformers
+
+    made: list[weakref.ref] = []
+
+    def counted(kind: Any) -> None:
+        load = kind.from_pretrained
+        monkeypatch.setattr(kind, "from_pretrained", lambda *names, **how: remember(load(*names, **how)))
+
+    def remember(model: Any) -> Any:
+        made.append(weakref.ref(model))
+        return model
+
+    evaluation = Evaluation(references=N, metrics=(
+        Frechet(features=Pooled(name=causal, length=31)), Perplexity(name=causal, length=31)))
+    samples = [f"{text} so" for text in real]
+    apart = [points(causal, samples, "last", 31, context.device), nats(causal, samples, 31, context.device).nats]
+    counted(transformers.AutoModelForCausalLM)
+    counted(transformers.AutoModel)
+    evaluation.measure(samples[::-1], "test", DATA, context)
+    assert len(made) == 1
+    gc.collect()
+    assert made[0]() is None
+    with held():
+        points_of.cache_clear()
+        together = [points(causal, samples, "last", 31, context.device), nats(causal, samples, 31, context.device).nats]
+        with held():
+            nats(causal, real, 31, context.device)
+        nats(causal, real, 31, context.device)
+    assert len(made) == 2 and all(np.array_equal(one, other) for one, other in zip(apart, together, strict=True))
 
 
 def test_the_most_agreed_text_is_chosen_by_method_4():

@@ -26,6 +26,7 @@ from trainables.release import release
 from trainables.shelf import opened
 from trainables.stages import Context, Store
 from trainables.text.corpora import Stories
+from trainables.text.language_model import Nucleus
 from trainables.text.latents import PerceiverLatents
 from trainables.trial import Trained, Trial, read_lines
 
@@ -61,6 +62,7 @@ TRIALS = {
     "TEncDM from sources": tencdm(source_length=6),
     "LD4LG of classes": ld4lg(test_ld4lg.CLASSES, guidance=0.5),
     "LD4LG from sources": ld4lg(override(test_ld4lg.PLAIN, {"source": Source(length=8)}), guidance=1.0, candidates=2),
+    "LD4LG by a nucleus": ld4lg(override(test_ld4lg.PLAIN, {"decoding.by": Nucleus(p=0.95)})),
     "annealed LD4LG": ld4lg(test_ld4lg.RAW),
     "DiffusionBERT": diffusionbert(test_diffusionbert.SPINDLE),
     "DiffusionBERT from sources": diffusionbert(test_diffusionbert.READS),
@@ -202,6 +204,7 @@ def test_sources_come_from_a_file(context, capsys, tmp_path):
     (["--steps", "0"], "sampling.steps: steps must be at least 1, not 0"),
     (["--stepper", "Euler"], "sampling.stepper: 'Euler' is none of"),
     (["--stepper", "Ancestral"], "sampling.stepper: TEncDM walks by"),
+    (["--set", "sampling.guidance=1"], "sampling.guidance: pushes away from the guess without a source or a class"),
     (["--set", "system.length=3"], "--set: system.length=3: what a generator may change begins with sampling."),
     (["--out", "/nowhere/at/all.jsonl"], "--out: there is no folder /nowhere/at"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"),

@@ -14,7 +14,7 @@ from trainables.config import ConfigError, fingerprint, from_dict, override, to_
 from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling, guided, sample
 from trainables.diffusion.schedules import Cosine as CosineNoise
-from trainables.diffusion.steppers import Ddpm, DpmPlusPlus2M, LinearGrid, LogSnrGrid, Posterior
+from trainables.diffusion.steppers import Ddpm, DpmPlusPlus2M, Heun, LinearGrid, LogSnrGrid, Posterior
 from trainables.diffusion.times import Exposure, Times
 from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.evaluation import Evaluation
@@ -275,13 +275,49 @@ def test_the_sampler_hands_on_each_guess_with_the_latents_norm_unless_as_publish
     assert all(asked["hint"] is None for asked in told.asked)
 
 
+@pytest.mark.parametrize("stepper", [DpmPlusPlus2M(), Heun()], ids=["2m", "heun"])
 @pytest.mark.parametrize("rescaled", [False, True])
-def test_steps_go_to_guesses_of_the_right_norm_where_that_is_asked_for(rescaled, context):
-    system = system_of(override(READS, {"rescale_steps": rescaled, "process.predicts": "x0"}), context).eval()
-    tell(system, lambda x_t: torch.full_like(x_t, 0.25))
-    batch = rows(system, 3)
-    x, hat = sample(system, override(QUICK, {"guidance": 1.0}), (3, 4), step_rng(0, 0), batch)
-    assert float(x.unique()) == pytest.approx(1.0 if rescaled else 0.25)
+def test_what_is_guided_is_put_to_the_norm_once_for_steps_past_second_looks_and_hints(rescaled, stepper, context):
+    """The guesses with and without a source differ in direction and norm, and from time to time: what the network says
+    is guided, and the result, not its halves, gets the norm that is asked for."""
+    system = system_of(override(READS, {"rescale_steps": rescaled, "process.predicts": "x0", "as_published": True}),
+                       context).eval()
+    early, late, without = 3 * torch.randn(3, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+
+    class Reader(Told):
+        def forward(self, x_t, t, signal, mask, **known):
+            super().forward(x_t, t, signal, mask, **known)
+            return t[..., None] * early + (1 - t[..., None]) * late if "source" in known else without
+
+    def guess(t: Tensor) -> Tensor:
+        said = t[..., None] * early + (1 - t[..., None]) * late
+        guided = said + 1.5 * (said - without)
+        return guided / guided.norm(dim=-1, keepdim=True) * 8 ** 0.5 if rescaled else guided
+
+    setattr(system, "network", told := Reader(lambda x_t: x_t))                   # noqa: B010
+    reverse, walked = system.reverse, []
+
+    def watched(x_t, hat, t, s, walk):
+        torch.testing.assert_close(hat.x0, guess(t))
+        for then, past in walk.past:
+            torch.testing.assert_close(past.x0, guess(then))
+        walked.append((t, len(walk.past)))
+        second, look = [], walk.denoise
+        walk.denoise = lambda x, t: second.append((t, look(x, t).x0)) or Prediction(second[-1][1])
+        x_s = reverse(x_t, hat, t, s, walk)
+        walk.denoise = look
+        for then, again in second:
+            torch.testing.assert_close(again, guess(then))
+        return x_s
+
+    system.reverse = watched                                                      # type: ignore[method-assign]
+    sampling = override(QUICK, {"guidance": 1.5, "steps": 4, "stepper": stepper})
+    x, _ = sample(system, sampling, (3, 4), step_rng(0, 0), rows(system, 3))
+    torch.testing.assert_close(x, guess(walked[-1][0]))
+    assert [past for _, past in walked] == [0] + [stepper.remembers] * 3
+    hints = [asked for asked in told.asked if torch.equal(asked["t"], walked[2][0])][-2:]       # of the third look
+    for asked in hints:
+        torch.testing.assert_close(asked["hint"], guess(walked[1][0]))
 
 
 @pytest.mark.parametrize("cfg", ALL, ids=NAMES)

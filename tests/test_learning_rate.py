@@ -1,12 +1,15 @@
 """Learning rates: the sequences of the published systems, and what all shapes have in common."""
 
 import itertools
+from typing import get_args
 
 import pytest
 
-from trainables.training.learning_rate import Constant, Cosine, Linear
+from trainables.config import fields
+from trainables.training.learning_rate import Constant, Cosine, Schedule
 
-SHAPES = [Constant, Linear, Cosine]
+SHAPES = list(get_args(Schedule))
+ENDING = [shape for shape in SHAPES if "end" in fields(shape)]
 
 
 def test_tencdm_warms_up_and_stays():
@@ -35,7 +38,7 @@ def test_shapes_rise_to_the_peak_and_do_not_rise_again(shape):
     assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
 
 
-@pytest.mark.parametrize("shape", [Linear, Cosine])
+@pytest.mark.parametrize("shape", ENDING)
 def test_shapes_land_at_their_end_symmetrically(shape):
     schedule = shape(warmup=20, end=0.1)
     assert schedule.share(100, 100) == pytest.approx(0.1)

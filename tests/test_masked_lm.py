@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,18 @@ def test_only_a_model_that_is_told_the_time_heeds_it(folder, told, context):
     assert early.shape == plain.states(seen, mask, t).shape
     assert torch.equal(early, late) == (told == "nothing")
     torch.testing.assert_close(each, torch.cat([early[:3], late[3:]]), atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_layers_of_bert_base_are_told_by_has_the_published_size():
+    """spec/token_systems.md 1.8, LTE: 28.3 M parameters more for base size."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    words: Any = None
+    with torch.device("meta"):
+        count, more = (sum(weight.numel() for weight in MaskedLmNetwork(
+            BertForMaskedLM(BertConfig()), words, mask=103, unknown=100, told=told).parameters())
+            for told in ("nothing", "layers"))
+    assert more - count == 12 * (768 * 1536 + 1536 + 1536 * 768 + 768) == 28_339_200
 
 
 @pytest.mark.parametrize("told", TOLD)

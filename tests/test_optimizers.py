@@ -1,10 +1,14 @@
 """Optimizers: Lion's numbers, who decays, and what a resumed training needs of them."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
-from trainables.training.optimizers import AdamW, Lion, decay_groups
+from trainables.training.optimizers import AdamW, Lion, Optimizer, decay_groups
+
+OPTIMIZERS = get_args(Optimizer)
 
 
 def parameter(*values: float) -> nn.Parameter:
@@ -37,14 +41,14 @@ def test_adamw_follows_its_equations():
     torch.testing.assert_close(p.detach().double(), x, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(lr=0.1, weight_decay=0.5), Lion(lr=0.1, weight_decay=0.5)])
-def test_vectors_are_spared_unless_all_decay(optimizer):
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_vectors_are_spared_unless_all_decay(kind):
     """With a gradient of zero only decay moves a weight: by 1 - .1 * .5."""
     for decays, bias in (("matrices", 1.0), ("all", 0.95)):
         layer = nn.Linear(2, 2)
         nn.init.ones_(layer.weight)
         nn.init.ones_(layer.bias)
-        built = type(optimizer)(lr=0.1, weight_decay=0.5, decays=decays).build(layer.parameters())
+        built = kind(lr=0.1, weight_decay=0.5, decays=decays).build(layer.parameters())
         layer.weight.grad, layer.bias.grad = torch.zeros(2, 2), torch.zeros(2)
         built.step()
         torch.testing.assert_close(layer.weight.detach(), torch.full((2, 2), 0.95))
@@ -58,10 +62,10 @@ def test_every_parameter_is_in_one_group():
     assert len(decay_groups(layers.parameters(), 0.1, "all")) == 1
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Lion(lr=1e-2)])
-def test_a_parameter_without_gradient_rests_and_state_is_tensors(optimizer):
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_parameter_without_gradient_rests_and_state_is_tensors(kind):
     used, idle = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
-    built = optimizer.build([used, idle])
+    built = kind(lr=1e-2).build([used, idle])
     used.grad = torch.ones(2, 2)
     built.step()
     assert torch.equal(idle.detach(), torch.ones(2, 2)) and not torch.equal(used.detach(), torch.ones(2, 2))
@@ -73,7 +77,7 @@ def test_a_parameter_without_gradient_rests_and_state_is_tensors(optimizer):
     ({"lr": 0.0}, "lr must be positive"), ({"betas": (0.9, 1.0)}, "betas"), ({"weight_decay": -0.1}, "weight_decay"),
     ({"decays": "none"}, "decays"),
 ])
-@pytest.mark.parametrize("kind", [AdamW, Lion])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_nonsense_is_refused(kind, changes, message):
     with pytest.raises(ValueError, match=message):
         kind(**changes)

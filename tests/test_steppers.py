@@ -156,15 +156,35 @@ def test_only_random_steppers_draw(stepper):
     assert drew == (not isinstance(stepper, DETERMINISTIC) and stepper != Posterior(eta=0.0))
 
 
+@pytest.mark.parametrize("stepper", STEPPERS, ids=named)
+def test_a_stepper_reads_as_much_of_the_past_as_it_says(stepper):
+    past = [(time(t), Prediction(state(guess))) for t, guess in ((0.9, -3.0), (0.8, 2.0), (0.7, 1.0))]
+
+    def step(past: list) -> Tensor:
+        process = Gaussian(schedule=Cosine())
+        walk = walk_of(stepper, process, constant(5.0))
+        walk.past = past
+        return stepper.step(process, state(1.3), Prediction(state(0.25)), time(0.5), time(0.3), walk)
+
+    enough = len(past) - stepper.remembers
+    assert torch.equal(step(past), step(past[enough:]))
+    assert not stepper.remembers or not torch.equal(step(past), step(past[enough + 1:]))
+
+
 # ---------------------------------------------------------------- steppers among each other
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 def test_small_variance_ddpm_is_the_posterior(schedule):
+    """q(x_s | x_t, x_0) by Bayes' rule: the precisions of q(x_s | x_0) and of q(x_t | x_s) add up."""
     process = Gaussian(schedule=schedule)
-    for a, b in zip(Ddpm(variance="small").moments(process, state(1.2), state(0.3), time(0.6), time(0.5)),
-                    process.posterior(state(1.2), state(0.3), time(0.6), time(0.5)), strict=True):
-        torch.testing.assert_close(a, b)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.at(time(0.6)), process.at(time(0.5))
+    ratio = alpha_t / alpha_s
+    fresh = sigma_t**2 - ratio**2 * sigma_s**2                                     # the variance of q(x_t | x_s)
+    variance = 1 / (1 / sigma_s**2 + ratio**2 / fresh)
+    mean = variance * (alpha_s * 0.3 / sigma_s**2 + ratio * 1.2 / fresh)
+    got = Ddpm(variance="small").moments(process, state(1.2), state(0.3), time(0.6), time(0.5))
+    torch.testing.assert_close(got, (mean, variance.sqrt()), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

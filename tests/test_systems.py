@@ -119,7 +119,7 @@ def guess_of(system: Any, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
 
 
 def sampling(stepper: Any, **changes: Any) -> Sampling:
-    return Sampling(stepper=stepper, grid=LogSnrGrid(), **{"steps": 3, "count": 8, "batch": 4} | changes)
+    return override(Sampling(stepper=stepper, grid=LogSnrGrid(), steps=3, count=8, batch=4), changes)
 
 
 def trial(cfg: Any, **changes: Any) -> Trial:
@@ -326,6 +326,26 @@ def test_reading_sources_is_a_difference_of_a_recipe(recipe, changes):
 def test_a_recipe_is_a_value_that_can_be_written_down_and_read_again(recipe):
     again = from_dict(Trial, json.loads(json.dumps(to_dict(recipe()))))
     assert again == recipe() and fingerprint(again) == fingerprint(recipe())
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_guidance_needs_a_guess_without_conditions_that_was_learned(name, context):
+    """Before anything is trained: with nothing to leave out it is refused, and where training leaves nothing out."""
+    guided = override(trial(SYSTEMS[name]), {"sampling.guidance": 0.5})
+    reads = [condition for condition in ("source", "class") if getattr(guided.system, f"reads_{condition}")]
+    if not reads:
+        with pytest.raises(ConfigError, match="reads neither; it must be 0, not 0.5") as error:
+            guided.check(context)
+        assert error.value.path == "sampling.guidance"
+        override(guided, {"sampling.guidance": 0.0}).check(context)
+    for condition in reads:
+        path = f"system.{guided.system.dropouts[condition]}"
+        override(guided, {path: 0.1}).check(context)
+        never = override(guided, {path: 0.0})
+        with pytest.raises(ConfigError, match="must be above 0 .* not 0.0, for sampling.guidance 0.5") as error:
+            never.check(context)
+        assert error.value.path == path
+        override(never, {"sampling.guidance": 0.0}).check(context)
 
 
 def test_a_walk_of_another_process_is_refused():

@@ -45,7 +45,7 @@ from trainables.evaluation.variety import Variety
 from trainables.randomness import Rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
-from trainables.text.corpora import Data, HubTexts, Stories
+from trainables.text.corpora import PARQUET, Data, HubTexts, Stories
 from trainables.text.encoders import Bert, Pretrained, Small
 from trainables.text.hiding import Hiding, at_places, at_rows, row_sums, where
 from trainables.text.layout import Layout, Lengths, Places
@@ -99,6 +99,7 @@ class DiffusionBert:
                               "training and no bound; Mdlm's term bounds with a spindle too")
 
     steppers: ClassVar[tuple] = (Ancestral,)
+    dropouts: ClassVar[dict[str, str]] = {"source": "source_dropout"}        # see trial.check_guidance
     reads_class: ClassVar[bool] = False
 
     @property
@@ -280,7 +281,7 @@ class DiffusionBertSystem(nn.Module):
         weights = self.hiding.weights if self.cfg.process.spindle else None
         return walk.stepper.step(self.cfg.process, x_t, hat.x0, t, s, self.mask, walk.rng, weights)
 
-    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
         """Words up to the first end token."""
         return self.words.texts(x)
 
@@ -327,7 +328,7 @@ SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
     "evaluation.metrics": (Bleu(), JudgeNll(), Variety(), Memorisation())}
 
 
-def diffusionbert(data: Data = HubTexts(name="billion-word-benchmark/lm1b")) -> "Trial":
+def diffusionbert(data: Data = HubTexts(name="billion-word-benchmark/lm1b", revision=PARQUET)) -> "Trial":
     """The paper's recipe, to the number: LM1B, bert-base-uncased, the published spindle and hybrid loss."""
     from trainables.trial import Trial  # a trial names the systems, so the recipe names it late
 

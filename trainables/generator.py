@@ -23,7 +23,7 @@ from trainables.stages import Context
 from trainables.system import Batch
 from trainables.text.rows import Row
 from trainables.training.train import load_weights
-from trainables.trial import Sampled, check_stepper
+from trainables.trial import Sampled, check_guidance, check_stepper
 
 
 class Generator:
@@ -49,6 +49,7 @@ class Generator:
                 raise ConfigError("--set", f"{text}: what a generator may change begins with sampling.")
         sampled = assign(sampled, assignments)
         check_stepper(sampled.system, sampled.sampling)
+        check_guidance(sampled.system, sampled.sampling)
         return cls(sampled, shelf, torch.device(device))
 
     @property
@@ -92,7 +93,7 @@ class Generator:
                      for candidate in range(sampling.candidates)]
             for row, several in enumerate(zip(*texts, strict=True)):
                 conditions = ({"source": asked[row]} if asked else {}) | ({} if label is None else {"class": label})
-                yield {"text": several[0] if len(several) == 1 else agreed(list(several))} | conditions
+                yield {"text": agreed(several, sampling.consensus)} | conditions
             first += rows
 
     def draw(self, rows: int, whole: int, purpose: int | str, seed: int, sources: Sequence[str],

@@ -27,7 +27,7 @@ from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling
 from trainables.diffusion.schedules import Cosine as CosineNoise
 from trainables.diffusion.steppers import Ddpm, DpmPlusPlus2M, Grid, LinearGrid, LogSnrGrid, Stepper
-from trainables.diffusion.times import Times
+from trainables.diffusion.times import Times, check_levels
 from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.features import Pooled
@@ -37,6 +37,7 @@ from trainables.evaluation.mauve import Mauve
 from trainables.evaluation.memorisation import Memorisation
 from trainables.evaluation.oracle import OracleScores
 from trainables.evaluation.perplexity import Perplexity
+from trainables.evaluation.rouge import Rouge
 from trainables.evaluation.variety import Variety
 from trainables.networks.latent_transformer import LatentTransformer
 from trainables.networks.perceiver import Perceiver
@@ -88,6 +89,7 @@ class Ld4lg:
     as_published: bool = False                           # hints have that norm while training only
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    dropouts: ClassVar[dict[str, str]] = {"source": "source.dropout", "class": "class_dropout"}     # see check_guidance
 
     def __post_init__(self):
         _share(class_dropout=self.class_dropout)
@@ -100,6 +102,7 @@ class Ld4lg:
                              f"not {self.network.positions}")
         if self.rescale_steps and not self.representation.fixed_norm:
             raise ValueError("rescale_steps needs latents of a fixed norm; it must be False")
+        check_levels(self.times, self.process.schedule)
 
     @property
     def reads_source(self) -> bool:
@@ -270,18 +273,18 @@ class Ld4lgSystem(nn.Module):
         if previous is not None and self.cfg.self_conditioning:
             hint = previous.x0 if self.cfg.as_published else self.space.renorm(previous.x0)
         output = self.network(x_t, t, self.signal(t), mask, hint=hint, **self.known(batch, mask))
-        return Prediction(self.guess(self.cfg.process.to_x0(output, x_t, t)))
+        return Prediction(self.cfg.process.to_x0(output, x_t, t))
 
-    def guess(self, x0: Tensor) -> Tensor:
-        return self.space.renorm(x0) if self.cfg.rescale_steps else x0
+    def settle(self, hat: Prediction) -> Prediction:
+        """With the latents' norm, if steps are to go to such: guidance moves what the network says, and then off it."""
+        return dataclasses.replace(hat, x0=self.space.renorm(hat.x0)) if self.cfg.rescale_steps else hat
 
     def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
-        hat = dataclasses.replace(hat, x0=self.guess(hat.x0))             # guidance may have moved it off the norm
         return walk.stepper.step(self.cfg.process, x_t, hat, t, s, walk)
 
-    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
         """What the language model writes, having read the last state."""
-        return self.space.write(x, self.space.valid(batch, len(x)), self.cfg.decoding)
+        return self.space.write(x, self.space.valid(batch, len(x)), self.cfg.decoding, rng)
 
     def compilable(self) -> list[nn.Module]:
         """The network."""
@@ -313,7 +316,8 @@ def distances(output: Tensor, target: Tensor, kind: str) -> Tensor:
 CLASS_CONDITIONAL: dict[str, Any] = {"system.classes": True}
 SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
     "system.source": Source(), "system.loss": "l1", "system.rescale_steps": True, "sampling.guidance": 1.0,
-    "sampling.candidates": 5, "evaluation.metrics": (Bleu(), JudgeNll(), Variety(), Memorisation())}
+    "sampling.candidates": 5, "sampling.consensus": "rouge2",
+    "evaluation.metrics": (Bleu(), Rouge(), JudgeNll(), Variety(), Memorisation())}
 FLAN_T5: dict[str, Any] = {
     "system.representation.model": T5(weights=Pretrained(name="google/flan-t5-base")),
     "system.representation.perceiver.norm": False, "system.representation.perceiver.deviation": 0.0}

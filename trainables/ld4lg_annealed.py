@@ -7,7 +7,12 @@
 
 The annealing thesis opens the range of times from a fifth to all of it in the first half of training, by one of five
 shapes, and steps by Lion.  Its guess and class are read by cross-attention, its positions are relative as well, its
-clock is the index of one of 1,000 noise levels.  All of that is values of LD4LG's config.
+clock is the index i = 1000 t - 1 of a noise level.  All of that is values of LD4LG's config.
+
+One thing is not the thesis': its t is one of 1,000 levels, and here it is any number, between two levels as well, where
+the betas' schedule is interpolated (diffusion/discrete.py) and the clock tells a broken index.  So training sees all
+indices; a sampler asks at whole ones only on the thesis' own grid of 250 steps.  A range that opens with less than one
+level, on which the thesis crashes, is refused.
 
 What annealing owes to the order, and what to showing mild noise more often altogether, is for its control to say:
 Times(law=Exposure(range=...)), see studies/ablation_annealing.py.

@@ -117,6 +117,7 @@ class ScoreLm:
             raise ValueError("times.per_token must be False: multilevel says which share of rows has a level per token")
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    dropouts: ClassVar[dict[str, str]] = {"source": "source_dropout"}        # see trial.check_guidance
     reads_class: ClassVar[bool] = False
 
     @property
@@ -347,7 +348,7 @@ class ScoreLmSystem(nn.Module):
     def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         return walk.stepper.step(self.cfg.process, x_t, hat, t, s, walk)
 
-    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
         """The likeliest word at each position, up to the first end piece, or to where the text was to end."""
         assert hat.logits is not None
         ids = hat.logits.argmax(-1)

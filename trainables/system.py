@@ -54,7 +54,7 @@ class Walk:
     stepper: Any                                       # the kind that the system's process understands
     rng: Rng
     denoise: Callable[[Tensor, Tensor], Prediction]    # (x, t): another guess, for steppers that want a second look
-    past: list[tuple[Tensor, Prediction]]              # (t, guess) of the steps before this one, oldest first
+    past: list[tuple[Tensor, Prediction]]              # (t, guess) of the last steps, as many as the stepper remembers
     last: bool = False                                 # whether this is the last step: some steppers then add no noise
 
 
@@ -81,6 +81,15 @@ class Compiles(Protocol):
 
     def compilable(self) -> Sequence[nn.Module]:
         """Those networks; they are called as they are, never method by method."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A system that knows more of a clean state than its network's guess does: its norm, for one."""
+
+    def settle(self, hat: Prediction) -> Prediction:
+        """The guess, guidance done, as steps, hints, second looks and histories are to see it."""
         ...
 
 
@@ -112,6 +121,6 @@ class System(Trains, Protocol):
         """x_s from x_t, s < t, by walk.stepper."""
         ...
 
-    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
-        """Words from the last state and the last guess."""
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
+        """Words from the last state and the last guess; by `rng`, where they are drawn."""
         ...

@@ -26,7 +26,7 @@ from trainables.diffusion.gaussian import Gaussian
 from trainables.diffusion.sampler import Sampling
 from trainables.diffusion.schedules import Tangent
 from trainables.diffusion.steppers import DpmPlusPlus2M, EulerMaruyama, Grid, LinearGrid, LogSnrGrid, Stepper
-from trainables.diffusion.times import Times
+from trainables.diffusion.times import Times, check_levels
 from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.context_gain import ContextBounds, ContextGain
 from trainables.evaluation.evaluation import Evaluation
@@ -77,8 +77,10 @@ class TEncDM:
             raise ValueError(f"source_dropout is a share in [0, 1), not {self.source_dropout}")
         if not 4 <= self.length <= self.network.positions:
             raise ValueError(f"length must lie in 4..{self.network.positions} (network.positions), not {self.length}")
+        check_levels(self.times, self.process.schedule)
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    dropouts: ClassVar[dict[str, str]] = {"source": "source_dropout"}        # see trial.check_guidance
     reads_class: ClassVar[bool] = False
 
     @property
@@ -203,7 +205,7 @@ class TEncDMSystem(nn.Module):
     def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         return walk.stepper.step(self.cfg.process, x_t, hat, t, s, walk)
 
-    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None) -> list[str]:
+    def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
         """The likeliest word at each position, up to the first end token."""
         assert self.reader is not None, "built to train, not to sample"
         logits = self.reader(self.encodings.denormalise(x), *source_of(self.cfg.reads_source, batch))

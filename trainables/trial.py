@@ -9,6 +9,7 @@ a metric added next month recomputes metrics only.  `run(trial, context)` is the
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +43,27 @@ def check_stepper(system: System, sampling: Sampling) -> None:
         raise ConfigError("sampling.stepper", f"{type(system).__name__} walks by "
                           f"{', '.join(each.__name__ for each in system.steppers)}, not by "
                           f"{type(sampling.stepper).__name__}")
+
+
+def check_guidance(system: System, sampling: Sampling) -> None:
+    """ConfigError where guidance has nothing to push away from: a guess without conditions that was never learned.
+
+    `system.dropouts`: the condition -> the path of the share of training that goes without it.
+    """
+    if not sampling.guidance:
+        return
+    name, strength = type(system).__name__, sampling.guidance
+    reads = [condition for condition, whether in (("source", system.reads_source), ("class", system.reads_class))
+             if whether]
+    if not reads:
+        raise ConfigError("sampling.guidance", "pushes away from the guess without a source or a class, and this "
+                                               f"{name} reads neither; it must be 0, not {strength}")
+    for condition in reads:
+        path = system.dropouts[condition]
+        if not reduce(getattr, path.split("."), system):
+            raise ConfigError(f"system.{path}", f"must be above 0 (0.1 is usual), not 0.0, for sampling.guidance "
+                                                f"{strength}: the guess without a {condition}, from which it pushes "
+                                                "away, is learned where that is dropped")
 
 
 @config
@@ -87,6 +109,7 @@ class Trial:
         for metric in self.evaluation.metrics:
             if isinstance(metric, Mauve):
                 metric.check()
+        check_guidance(self.system, self.sampling)
         if self.sampling.candidates > 1 and not self.system.reads_source:
             raise ConfigError("sampling.candidates", "the most agreed text is sought among those of one source; "
                                                      f"without sources it must be 1, not {self.sampling.candidates}")
@@ -154,7 +177,7 @@ class Sampled:
     sampling: Sampling
     split: str = "test"                      # whose sources and classes are asked for
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2               # 2: guided guesses have one norm, and each text its own dice
 
     def needs(self) -> tuple[Stage, ...]:
         return (self.checkpoint, *self.system.needs_to_sample(self.checkpoint.data))
@@ -172,7 +195,7 @@ class Sampled:
                 drawn = [self.draw(system, where, f"{first}.{candidate}" if candidate else first, context)
                          for candidate in range(self.sampling.candidates)]
                 for (_, conditions), *texts in zip(where, *drawn, strict=True):
-                    row = {"text": texts[0] if len(texts) == 1 else agreed(texts)} | conditions
+                    row = {"text": agreed(texts, self.sampling.consensus)} | conditions
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def asked(self, context: Context) -> list[tuple[int, Row]]:
@@ -207,7 +230,7 @@ class Sampled:
         numbers = arithmetic(self.checkpoint.training.precision, device)              # what the network has learned in
         with torch.autocast(device.type, numbers, enabled=numbers != torch.float32):
             walked = sample(system, self.sampling, shape, rng, batch)
-        return system.decode(*walked, batch)
+        return system.decode(*walked, batch, rng)
 
     def noise(self, seed: int) -> int:
         """The seed of its draws, from a trial's."""

@@ -68,6 +68,9 @@ class CosineBeta:
         return _slope(t.clamp(max=BETA_UNTIL), _cosine_decay(self.steps, t.device))
 
 
+Discrete = LinearBeta | CosineBeta
+
+
 # ---------------------------------------------------------------- -ln abar at t = 0, 1/T, ..., 1
 
 

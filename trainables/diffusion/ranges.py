@@ -113,7 +113,7 @@ def open_levels(range: Range, step: int, steps: int, levels: int = 1000) -> int:
     """
     first, end = int(levels * range.start), int(steps * range.until)
     if first < 1:
-        raise ValueError(f"levels must be at least {math.ceil(1 / range.start)}, so that {range.start} of them is one, "
-                         f"not {levels}")
+        raise ValueError(f"noise levels must be at least {math.ceil(1 / range.start)}, so that the {range.start} of "
+                         f"them that are open first are one, not {levels}")
     u = step / end if end else math.inf
     return int(first + range.opened(u) * (levels - first))

@@ -8,6 +8,8 @@
 A prompt (`batch.given`, with its clean state in `clean`) is a place where time is 0: it is put back into x before every
 look, the network is told t = 0 there, and no stepper moves it.  Guidance looks twice, with and without what the text
 hangs on (`batch.source`, `batch.label`), and overshoots: x0 + w (x0 - x0_without); w = 0 is off and costs nothing.
+A system that knows what norm a state has puts it right then, once (`Settles`): steps, hints, second looks and the past
+see one guess.
 
 The sampler knows systems, never processes; the grid of times, which may depend on the schedule, comes from
 `system.times(grid, steps)`.
@@ -15,6 +17,7 @@ The sampler knows systems, never processes; the grid of times, which may depend 
 
 import dataclasses
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,16 +27,15 @@ from trainables.diffusion.steppers import EulerMaruyama, Grid, LinearGrid, Stepp
 from trainables.diffusion.times import clean_where
 from trainables.diffusion.unmasking import Ancestral
 from trainables.randomness import Rng
-from trainables.system import Batch, Prediction, System, Walk
-
-REMEMBERED = 2          # past guesses kept for multistep steppers; each is as large as the state
+from trainables.system import Batch, Prediction, Settles, System, Walk
 
 
 @config
 class Sampling:
     """How many texts, and how they are drawn: `count` in batches of `batch`, each by `steps` steps.
 
-    `candidates` texts are drawn for each source, and the one most like the others is kept (evaluation/consensus.py).
+    `candidates` texts are drawn for each source, and the one most like the others is kept; `consensus` says what is
+    alike (evaluation/consensus.py).
     """
 
     stepper: Stepper | Ancestral = EulerMaruyama()
@@ -43,6 +45,7 @@ class Sampling:
     batch: int = 250
     guidance: float = 0.0
     candidates: int = 1
+    consensus: Literal["bleu", "rouge2"] = "bleu"
 
     def __post_init__(self):
         for name in ("steps", "count", "batch", "candidates"):
@@ -66,9 +69,11 @@ def sample(system: System, sampling: Sampling, shape: tuple[int, int], rng: Rng,
     times = system.times(sampling.grid, sampling.steps).float().tolist()
     x = system.prior(shape, rng)
     hat: Prediction | None = None
+    remembers = sampling.stepper.remembers
 
     def look(x: Tensor, t: Tensor) -> Prediction:
-        return guided(system, x, t, hat, batch, sampling.guidance)
+        guess = guided(system, x, t, hat, batch, sampling.guidance)
+        return system.settle(guess) if isinstance(system, Settles) else guess
 
     walk = Walk(stepper=sampling.stepper, rng=rng, denoise=look, past=[])
     for now, then in pairwise(times):
@@ -77,7 +82,8 @@ def sample(system: System, sampling: Sampling, shape: tuple[int, int], rng: Rng,
         walk.last = then == times[-1]
         hat = look(x, t)
         x = system.reverse(x, hat, t, s, walk)
-        walk.past = [*walk.past, (t, Prediction(hat.x0))][-REMEMBERED:]
+        if remembers:                                          # each is as large as the state, or as all its words
+            walk.past = [*walk.past, (t, Prediction(hat.x0))][-remembers:]
     assert hat is not None
     return restore(x, clean, given), hat
 

@@ -11,10 +11,11 @@ Posterior, Ddpm, Heun and DpmPlusPlus2M solve the linear part exactly, so they s
 the schedule spends its time.  The two Euler steppers live in t and need a grid that is even in it.  Whatever the
 stepper, a step to 0 returns the guess (0 is clean), and a place where t = s stays as it is.
 
-A stepper is a config with `step(process, x, hat, t, s, walk) -> x_s`; x [B, L, D], t and s [B, 1] or [B, L].
+A stepper is a config with `step(process, x, hat, t, s, walk) -> x_s`; x [B, L, D], t and s [B, 1] or [B, L].  It says
+how many guesses before this one it `remembers`: so many of them are in walk.past.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Posterior:
 
     eta: float = 0.0
 
+    remembers: ClassVar[int] = 0
+
     def __post_init__(self):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1], not {self.eta}")
@@ -46,6 +49,8 @@ class Ddpm:
     """The posterior's mean; the variance is the posterior's ("small") or that of q(x_t | x_s) ("large")."""
 
     variance: Literal["small", "large"] = "large"
+
+    remembers: ClassVar[int] = 0
 
     def step(self, process: Gaussian, x: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         mean, deviation = self.moments(process, x, hat.x0, t, s)
@@ -65,6 +70,8 @@ class Ddpm:
 class EulerMaruyama:
     """dx = (f x - g^2 score) dt + g dw backwards, f and g taken at t.  The last step of a walk returns its mean."""
 
+    remembers: ClassVar[int] = 0
+
     def step(self, process: Gaussian, x: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         mean, deviation = self.moments(process, x, hat.x0, t, s)
         return mean if walk.last else mean + deviation * walk.rng.normal(x.shape).to(x.dtype)
@@ -80,6 +87,8 @@ class EulerMaruyama:
 class EulerOde:
     """dx = (f x - g^2 score / 2) dt backwards, f and g taken at t."""
 
+    remembers: ClassVar[int] = 0
+
     def step(self, process: Gaussian, x: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         return _euler(process, x, hat.x0, t, s, churn=0.5)
 
@@ -93,6 +102,8 @@ class Heun:
     """
 
     average: Literal["x0", "noise"] = "x0"
+
+    remembers: ClassVar[int] = 0
 
     def step(self, process: Gaussian, x: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         if self.average == "noise" and process.schedule.preserves_variance:
@@ -115,6 +126,8 @@ class DpmPlusPlus2M:
 
     The first step and the step to 0 are of first order.
     """
+
+    remembers: ClassVar[int] = 1
 
     def step(self, process: Gaussian, x: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         x0 = hat.x0

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.config import config
-from trainables.diffusion.ranges import FullRange, PolynomialRange, Range, ceiling
+from trainables.config import ConfigError, config
+from trainables.diffusion.discrete import Discrete
+from trainables.diffusion.ranges import FullRange, PolynomialRange, Range, ceiling, open_levels
 from trainables.diffusion.schedules import Schedule
 from trainables.randomness import Rng
 
@@ -143,6 +144,15 @@ class Times:
         """`count` times [count] float32, even in probability over the whole range, both ends included."""
         u = torch.linspace(0, 1, count, dtype=torch.float64)
         return self.law.quantile(u, self.low, self.high, schedule).float().clamp(self.low, self.high)
+
+
+def check_levels(times: Times, schedule: Schedule) -> None:
+    """ConfigError, by its path in a system that has both: the range opens with none of a discrete schedule's levels."""
+    if isinstance(schedule, Discrete):
+        try:
+            open_levels(times.law.range if isinstance(times.law, Exposure) else times.range, 0, 1, schedule.steps)
+        except ValueError as error:
+            raise ConfigError("process.schedule.steps", str(error)) from None
 
 
 def stratified(rows: int, columns: int, rng: Rng) -> Tensor:

@@ -16,7 +16,7 @@ Shapes: x [B, L] ids, log_p [B, L, V] log p(x_0).  A position whose log_p is exa
 token, a place that the layout fixes) and is written at once.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Ancestral:
     top_k: int = 0
     top_p: float = 1.0
     order: Literal["random", "confidence"] = "random"
+
+    remembers: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.temperature < 0:

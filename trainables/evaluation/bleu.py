@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 from sacrebleu.metrics.bleu import BLEU
 
 from trainables.config import config
-from trainables.evaluation.real import Real
+from trainables.evaluation.real import Real, references_of
 from trainables.stages import Context, Stage
-from trainables.text.rows import read_rows
 
 
 @config
@@ -30,15 +29,9 @@ class Bleu:
     def score_pairs(self, samples: list[str], sources: Sequence[str], real: Real,
                     context: Context) -> dict[str, float | str]:
         """Of the samples whose source the split knows."""
-        if not sources:
-            return {"bleu": "the samples were not written from sources"}
-        references: dict[str, list[str]] = {}
-        for row in read_rows(context.get(real.data), real.split):
-            references.setdefault(row.get("source", ""), []).append(row["text"])
-        known = [(text, references[source]) for text, source in zip(samples, sources, strict=True)
-                 if source in references]
-        if not known:
-            return {"bleu": f"{real.split} has no text of these samples' sources"}
+        known = references_of(samples, sources, real, context)
+        if isinstance(known, str):
+            return {"bleu": known}
         most = max(len(beside) for _, beside in known)
         streams: Any = [[beside[place] if place < len(beside) else None for _, beside in known]
                         for place in range(most)]                        # None: this sample has no further reference

@@ -34,12 +34,14 @@ from trainables.evaluation.mauve import Mauve
 from trainables.evaluation.memorisation import Memorisation
 from trainables.evaluation.oracle import OracleScores
 from trainables.evaluation.perplexity import Perplexity
+from trainables.evaluation.pretrained import held
 from trainables.evaluation.real import ReadsSources, Real
+from trainables.evaluation.rouge import Rouge
 from trainables.evaluation.variety import Variety
 from trainables.stages import Context, Stage, upstream
 from trainables.text.corpora import Data
 
-Metric = OracleScores | Mauve | Frechet | JudgeNll | Variety | Memorisation | Perplexity | Bleu
+Metric = OracleScores | Mauve | Frechet | JudgeNll | Variety | Memorisation | Perplexity | Bleu | Rouge
 
 # Which direction is better: "lower", "higher", or "neither", where the real texts' own value is best.
 BETTER: dict[str, str] = {name: better for metric in get_args(Metric) for name, better in metric.better.items()}
@@ -87,8 +89,10 @@ class Evaluation:
                 sources: Sequence[str] = ()) -> Scores:
         """`score`, and why a value is missing.  `sources`: what each sample was written from, if from anything."""
         baseline = self.baseline(split, data)
-        values, absent = scores(self.metrics, samples, sources, baseline.real, context)
-        for name, value in json.loads((context.get(baseline) / "real.json").read_text()).items():
+        with held():
+            values, absent = scores(self.metrics, samples, sources, baseline.real, context)
+            real = context.get(baseline)
+        for name, value in json.loads((real / "real.json").read_text()).items():
             if isinstance(value, str):
                 absent[f"{name}_real"] = value
             else:
@@ -112,7 +116,8 @@ class RealScores:
     def make(self, out: Path, context: Context) -> None:
         rows = self.real.other().rows(context)
         sources = [row["source"] for row in rows] if all("source" in row for row in rows) else []
-        values, absent = scores(self.metrics, [row["text"] for row in rows], sources, self.real, context)
+        with held():
+            values, absent = scores(self.metrics, [row["text"] for row in rows], sources, self.real, context)
         (out / "real.json").write_text(json.dumps(values | absent, indent=1))
 
 

@@ -4,10 +4,15 @@
     nats(name, texts, length, device)              Said(nats [texts], tokens [texts], words [texts])
 
 Texts go through in batches of similar length, in float32, and come back in their own order.
+
+A model is loaded for each call, or once for all calls within `held()`: several metrics ask gpt2-large about the same
+samples, and its weights are 3 GB.
 """
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,18 +36,46 @@ class Said(NamedTuple):
     words: np.ndarray      # [texts] int64, of that part of the text which was looked at
 
 
-def load(kind: str, name: str) -> tuple[Any, Any]:
-    """The tokenizer, and the model as transformers' `kind`, in eval mode.   ConfigError: there is no such thing"""
+_held: ContextVar[dict[tuple[str, str, torch.device], tuple[Any, Any]] | None] = ContextVar("held", default=None)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within it, models that were loaded stay, for whoever asks again; at its end, the outermost's, they go."""
+    if _held.get() is not None:
+        yield
+        return
+    token = _held.set({})
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def load(name: str, device: torch.device, speaks: bool = False) -> tuple[Any, Any]:
+    """The tokenizer, and the model in eval mode, with the head that says the next token where it `speaks` or has one.
+
+    ConfigError: there is no such thing
+    """
     import transformers  # takes seconds, so not before it is needed
 
+    kept = _held.get()
     try:
         with quietly():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            return tokenizer, getattr(transformers, kind).from_pretrained(name, dtype=torch.float32).eval()
+            made = transformers.AutoConfig.from_pretrained(name).architectures or ()
+            speaks = speaks or any(kind.endswith(("LMHeadModel", "ForCausalLM")) for kind in made)
+            kind = "AutoModelForCausalLM" if speaks else "AutoModel"
+            if kept is not None and (kind, name, device) in kept:
+                return kept[kind, name, device]
+            model = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32).eval().to(device)
+            loaded = transformers.AutoTokenizer.from_pretrained(name), model
     except Exception as error:                             # the library raises many kinds: its words, in one line
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         what = "the folder holds no checkpoint" if Path(name).is_dir() else "no such model can be had"
         raise ConfigError("name", f"{name}: {what}: {reason}") from error
+    if kept is not None:
+        kept[kind, name, device] = loaded
+    return loaded
 
 
 def points(name: str, texts: list[str], pooling: Pooling, length: int, device: torch.device) -> np.ndarray:
@@ -53,8 +86,8 @@ def points(name: str, texts: list[str], pooling: Pooling, length: int, device: t
 @functools.lru_cache(maxsize=2)                            # MAUVE and Frechet ask for the same texts
 @torch.no_grad()
 def _points(name: str, texts: tuple[str, ...], pooling: Pooling, length: int, device: torch.device) -> np.ndarray:
-    tokenizer, model = load("AutoModel", name)
-    model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device)
+    tokenizer, whole = load(name, device)
+    model = whole.get_encoder() if whole.config.is_encoder_decoder else whole.base_model
     encoded = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"] if texts else []
     result = np.zeros((len(texts), model.config.hidden_size), np.float32)      # a text without tokens stays at zero
     for rows, ids, mask in _batches(encoded, device):
@@ -79,8 +112,7 @@ def nats(name: str, texts: list[str], length: int, device: torch.device, ends: b
 
     Texts are cut at `length` tokens.  With `ends`, one that was not cut has to end: one more token, one more word.
     """
-    tokenizer, model = load("AutoModelForCausalLM", name)
-    model = model.to(device)
+    tokenizer, model = load(name, device, speaks=True)
     last = tokenizer.eos_token_id
     first = last if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     cut = {"truncation": True, "max_length": length + 1}               # the one too many tells that a text was cut

@@ -61,6 +61,18 @@ class ReadsSources(Protocol):
         ...
 
 
+def references_of(samples: Sequence[str], sources: Sequence[str], real: Real,
+                  context: Context) -> list[tuple[str, list[str]]] | str:
+    """The samples whose source the split knows, each with all real texts of that source; or why there are none."""
+    if not sources:
+        return "the samples were not written from sources"
+    texts: dict[str, list[str]] = {}
+    for row in read_rows(context.get(real.data), real.split):
+        texts.setdefault(row.get("source", ""), []).append(row["text"])
+    known = [(text, texts[source]) for text, source in zip(samples, sources, strict=True) if source in texts]
+    return known or f"{real.split} has no text of these samples' sources"
+
+
 def shortage(samples: list[str], real: Real, references: int) -> str:
     """Why values that depend on the number of texts cannot be had, or ''.  They compare only at equal numbers."""
     if len(samples) < real.count:

@@ -19,8 +19,10 @@ from trainables.text.files import Imported, import_files, is_file_form
 from trainables.text.rows import Row, deal, read_rows, read_texts, tidy, write_rows
 from trainables.text.stories import Stories
 
-__all__ = ["Data", "HubTexts", "Imported", "RocStories", "Stories", "choose_data", "import_files", "read_rows",
-           "read_texts"]
+__all__ = ["PARQUET", "Data", "HubTexts", "Imported", "RocStories", "Stories", "choose_data", "import_files",
+           "read_rows", "read_texts"]
+
+PARQUET = "refs/convert/parquet"        # the branch where the hub puts a data set's rows as files: <subset>/<split>/
 
 
 @config
@@ -28,6 +30,8 @@ class HubTexts:
     """One split of a hub data set, dealt at random into ours; equal texts stay on one side.
 
     `columns` are joined by single blanks into the text, `source_columns` (none: unconditional) into the source.
+    A data set that is a script is none any more (datasets 4); the hub keeps its rows in another branch: `revision`
+    PARQUET.
     """
 
     name: str

@@ -5,7 +5,7 @@
 
     FrozenLanguageModel.load(folder)
         .encode(ids, mask) -> h [B, L, E]            .logits(h, mask, ids) -> [B, L, V]  teacher-forced
-        .write(h, mask, Decoding(by=Nucleus()))      -> B texts
+        .write(h, mask, Decoding(by=Nucleus()), rng)      -> B texts
 
 Which model is said as for encoders (families.py): Bart or T5 with Pretrained, Folder or Small weights; FLAN-T5 is
 T5(weights=Pretrained(name="google/flan-t5-base")).  A Small one is trained here, BART by infilling; T5's span
@@ -163,7 +163,6 @@ class Nucleus:
     """Each token drawn from the likeliest ones that together have probability p.   arXiv 1904.09751"""
 
     p: float = 0.95
-    seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.p <= 1:
@@ -224,28 +223,31 @@ class FrozenLanguageModel(nn.Module):
                           decoder_input_ids=shifted(ids, start), use_cache=False).logits
 
     @torch.no_grad()
-    def write(self, h: Tensor, mask: Tensor | None, decoding: Decoding) -> list[str]:
+    def write(self, h: Tensor, mask: Tensor | None, decoding: Decoding, rng: Rng | None = None) -> list[str]:
         """B texts, written by the decoder from states h [B, S, E] under mask [B, S].
 
-        Nucleus draws from its own seed and h, and leaves the global random state as it was.
+        rng: Nucleus draws by it; its draws for a text are the same however many others are written beside it.
+        ValueError: Nucleus without
         """
+        from transformers import LogitsProcessorList
         from transformers.modeling_outputs import BaseModelOutput
 
-        by = decoding.by
+        by, drawn = decoding.by, LogitsProcessorList()
+        if isinstance(by, Nucleus):
+            if rng is None:
+                raise ValueError("Nucleus draws its words, so it needs an rng")
+            drawn.append(NucleusDraw(by.p, rng.uniform((len(h), decoding.longest)).to(h.device)))
         how = copy.deepcopy(self.model.generation_config)
         how.update(decoder_start_token_id=self.model.config.decoder_start_token_id,
                    max_length=decoding.longest, min_length=decoding.shortest, max_new_tokens=None,
                    no_repeat_ngram_size=decoding.unrepeated, repetition_penalty=decoding.repetition_penalty,
                    num_beams=by.beams if isinstance(by, Beam) else 1, early_stopping=isinstance(by, Beam),
-                   do_sample=isinstance(by, Nucleus), top_p=by.p if isinstance(by, Nucleus) else None,
-                   top_k=0 if isinstance(by, Nucleus) else None, temperature=1.0 if isinstance(by, Nucleus) else None)
+                   do_sample=False, top_p=None, top_k=None, temperature=None)
         real = torch.ones(h.shape[:2], dtype=torch.long, device=h.device) if mask is None else mask.long()
         states: Any = BaseModelOutput(last_hidden_state=h)                               # type: ignore[arg-type]
-        with torch.random.fork_rng([h.device] if h.device.type == "cuda" else [], enabled=isinstance(by, Nucleus)):
-            if isinstance(by, Nucleus):
-                torch.manual_seed(seed_of("nucleus", by.seed, h.float().cpu().numpy().tobytes()))
-            with quietly():
-                ids = self.model.generate(encoder_outputs=states, attention_mask=real, generation_config=how)
+        with quietly():
+            ids = self.model.generate(encoder_outputs=states, attention_mask=real, generation_config=how,
+                                      logits_processor=drawn)
         return self.words.tokenizer.decode_batch([self.spoken(row) for row in ids[:, 1:].tolist()],
                                                  skip_special_tokens=True)
 
@@ -253,6 +255,26 @@ class FrozenLanguageModel(nn.Module):
         """The ids before the first end token."""
         stop = next((place for place, token in enumerate(row) if token in self.words.end), len(row))
         return row[:stop]
+
+
+class NucleusDraw:
+    """A last processor of logits, after all constraints: it leaves but the drawn word, for a greedy search to take.
+
+    transformers' own sampling draws for a whole batch at once, so a text would hang on who is written beside it.
+    dice [B, longest], uniform in [0, 1): a number for each place of each text.
+    """
+
+    def __init__(self, p: float, dice: Tensor):
+        self.p, self.dice = p, dice
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """-inf but for one word of each row.   ids [B, written so far], logits [B, V]"""
+        fall, words = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+        before = fall.cumsum(-1) - fall
+        reached = (fall * (before < self.p)).cumsum(-1)                                    # the likeliest always stays
+        aim = self.dice[:, ids.shape[1] - 1, None].double() * reached[:, -1:]
+        place = torch.searchsorted(reached, aim, right=True).clamp(max=logits.shape[1] - 1)
+        return torch.full_like(logits, -torch.inf).scatter(1, words.gather(1, place), 0.0)
 
 
 # ---------------------------------------------------------------- its states, cached

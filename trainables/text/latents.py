@@ -325,11 +325,11 @@ class LatentSpace(nn.Module):
         length = torch.searchsorted(self.lengths, uniform.to(self.lengths.device), right=True)
         return torch.arange(self.places, device=self.mean.device) < length[:, None].clamp(max=self.places)
 
-    def write(self, x0: Tensor, mask: Tensor, decoding: Decoding) -> list[str]:
-        """B texts of states x0 [B, L', D], valid where mask [B, L'] says so."""
+    def write(self, x0: Tensor, mask: Tensor, decoding: Decoding, rng: Rng | None = None) -> list[str]:
+        """B texts of states x0 [B, L', D], valid where mask [B, L'] says so; by `rng`, where words are drawn."""
         if self.language_model is None:
             raise ValueError("built to train, not to sample")
         h = self.denormalise(x0)
         if self.perceiver is not None:
-            return self.language_model.write(self.perceiver.expand(h), None, decoding)
-        return self.language_model.write(h, mask, decoding)
+            return self.language_model.write(self.perceiver.expand(h), None, decoding, rng)
+        return self.language_model.write(h, mask, decoding, rng)
