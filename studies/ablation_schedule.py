@@ -7,8 +7,7 @@ MAUVE there: cosine .10, sqrt .36, tan-7 .73, tan-9 .76, tan-11 .73.  Its code c
 Tiny encodings have fewer dimensions to hide a word in, so the laptop asks about smaller d.  There, what is said in a
 schedule's time but means a level of noise (the mildest noise trained on, and the decoder's) is kept at that level.
 
-    python studies/ablation_schedule.py --dry-run         what would run, and what is already there
-    python studies/ablation_schedule.py                   here where there is no GPU, else at paper size
+    python studies/ablation_schedule.py               here where there is no GPU, else at paper size (--dry-run: plan)
 """
 
 import torch
@@ -20,8 +19,7 @@ from trainables.tencdm import TEncDM, tencdm, tencdm_laptop
 from trainables.trial import Trial
 
 
-def swapped(schedule: Schedule) -> dict:
-    """The schedule, and nothing else, as the paper swaps it."""
+def swapped(schedule: Schedule) -> dict:                    # and nothing else, as the paper swaps it
     return {"system.process.schedule": schedule}
 
 
@@ -38,8 +36,7 @@ def levelled(schedule: Schedule):
 
 
 study = Study(
-    name="ablation_schedule",
-    question="How fast should the noise come?",
+    name="ablation_schedule", question="How fast should the noise come?",
     expectation="tan-d beats cosine and sqrt, and near its best d matters little.",
     scales={"laptop": Scale(tencdm_laptop), "paper": Scale(tencdm, Resources(gpus=1))},
     arms={
@@ -52,9 +49,9 @@ study = Study(
         "sqrt": Arm(laptop=levelled(Sqrt()), paper=swapped(Sqrt())),
     },
     report=(
-        Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),
-        Maximise("test/mauve"), Minimise("test/perplexity"), Minimise("test/judge_nll"),
-        Maximise("test/diversity"), Watch("test/memorisation"), Watch("valid/context_gain"),
+        Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"), Maximise("test/mauve"),
+        Minimise("test/perplexity"), Minimise("test/judge_nll"), Maximise("test/diversity"), Watch("test/memorisation"),
+        Watch("valid/context_gain"),
     ),
     seeds=3,
 )

@@ -5,6 +5,7 @@ The toy: words 0, 1, 2 and the mask 3, texts of two words; everything that a cha
 
 import itertools
 import math
+import typing
 
 import pytest
 import torch
@@ -16,18 +17,19 @@ from trainables.diffusion.absorbing import (
     Absorbing,
     CosineSurvival,
     Mutual,
+    Survival,
     density_term,
     mixture_term,
     step_term,
 )
 from trainables.diffusion.sampler import Sampling
 from trainables.diffusion.steppers import LinearGrid, LogSnrGrid
-from trainables.diffusion.unmasking import Ancestral
+from trainables.diffusion.unmasking import Ancestral, mixture
 from trainables.randomness import step_rng
 from trainables.text.word_information import sentence_weights, weigh
 
 MASK, X0 = 3, (0, 1)
-SCHEDULES = [Mutual(), CosineSurvival()]
+SCHEDULES = [member() for member in typing.get_args(Survival)]
 D = torch.tensor([0.3, -0.05, -0.25, 0.0], dtype=torch.float64)           # weights of the toy's words
 
 
@@ -132,12 +134,13 @@ def test_a_spindle_that_passes_the_check_never_reveals_at_a_negative_rate_and_on
     weights = torch.tensor([0.5 * edge, 0.1])
     limit = 2 / math.pi
     process = Absorbing(schedule=schedule, spindle=limit)
-    process.check(weights)
+    assert process.settled(weights) == process
+    assert override(process, {"spindle": 1.0, "relative": True}).settled(weights).spindle == pytest.approx(limit)
     t = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
     assert (process.hidden(t, weights).diff(dim=0) > 0).all()
     beyond = override(process, {"spindle": limit * 1.05})
     with pytest.raises(ValueError, match=r"may be at most 1 / \(pi 0.5\) = 0.637"):
-        beyond.check(weights)
+        beyond.settled(weights)
     assert not (beyond.hidden(t, weights).diff(dim=0) > 0).all()
 
 
@@ -152,9 +155,14 @@ def test_the_rate_is_the_limit_of_the_reveal(schedule):
 
 
 def test_mdlms_scalars():
-    """Mask probability, and the weight of its cross-entropy: 1 / t (their eps aside)."""
-    t = torch.tensor([[0.1], [0.5], [0.9], [1.0]])
-    assert Absorbing().rate(t).flatten().tolist() == pytest.approx([10, 2, 1.111111, 1], rel=1e-6)
+    """Its clock never quite reaches 1: hidden = (1 - eps) t, sigma = -ln of the rest; its cross-entropy's weight."""
+    t, eps = torch.tensor([[0.1], [0.5], [0.9], [1.0]], dtype=torch.float64), 1e-3
+    process, theirs = Absorbing(), (1 - eps) * t
+    assert process.hidden(theirs).flatten().tolist() == pytest.approx([0.0999, 0.4995, 0.8991, 0.999], abs=1e-9)
+    assert (-process.keep(theirs).log()).flatten().tolist() == pytest.approx(
+        [0.105249, 0.692148, 2.293625, 6.907755], abs=1e-6)
+    weight = (1 - eps) * process.rate(theirs)                                   # of a unit of their time
+    assert weight.flatten().tolist() == pytest.approx([10, 2, 1.111111, 1], rel=1e-6)
 
 
 # ---------------------------------------------------------------- against full vectors
@@ -340,9 +348,10 @@ def test_a_long_chain_in_long_steps_is_a_short_chain():
     assert sum(bound_terms(Absorbing(), 2, mixture=True)) == pytest.approx(2.413115, abs=1e-6)
 
 
-@pytest.mark.parametrize("T", [1, 4, 8])
-@pytest.mark.parametrize("process", [Absorbing(), Absorbing(schedule=CosineSurvival()), Absorbing(spindle=0.3),
-                                     Absorbing(schedule=CosineSurvival(), spindle=1.0)])
+@pytest.mark.parametrize(("process", "T"), [*itertools.product(
+    [Absorbing(schedule=schedule, spindle=spindle) for schedule in SCHEDULES for spindle in (0.0, 0.3, 1.0)],
+    [1, 4, 8]),
+    (Absorbing(spindle=0.3), 64)])
 def test_the_bound_is_one_for_every_text(process, T):
     outcomes = chain(process, T)
     assert sum(outcomes.values()) == pytest.approx(1, abs=1e-12) and len(outcomes) == 9
@@ -400,7 +409,29 @@ def test_the_published_spindles_sum_is_below_what_it_should_bound(T, published, 
                                                    keep[place:place + 1], b))
                          for place in range(2) if state[place] == MASK)
     assert total == pytest.approx(published, abs=1e-6)
-    assert total < exact
+    found = -math.log(published_chain(process, value, T)[X0])
+    assert found == pytest.approx(exact, abs=1e-6) and total < found
+
+
+def published_chain(process: Absorbing, value: Tensor, T: int) -> dict[tuple[int, ...], float]:
+    """P(x_0) of every outcome of the published sampler, the masks it leaves included, enumerated step by step."""
+    states = {(MASK, MASK): 1.0}
+    for k in range(T, 0, -1):
+        following: dict[tuple[int, ...], float] = {}
+        for state, mass in states.items():
+            guesses = torch.stack([toy(state, place, True) for place in range(2)])
+            likely = guesses[:, :3].argmax(-1)[None]
+            d = sentence_weights(value[likely], torch.ones(1, 2, dtype=torch.bool), "frequency")[0]
+            t, s, visible = at(k / T), at((k - 1) / T), torch.eye(4, dtype=torch.float64)
+            each = [mixture(process, guesses[place][None], t, s, MASK, d[place].view(1, 1))[0].exp()
+                    if state[place] == MASK else visible[state[place]] for place in range(2)]
+            for words in itertools.product(range(4), repeat=2):
+                p = mass * float(each[0][words[0]] * each[1][words[1]])
+                if p:
+                    following[words] = following.get(words, 0.0) + p
+        states = following
+    assert sum(states.values()) == pytest.approx(1, abs=1e-12)
+    return states
 
 
 # ---------------------------------------------------------------- the stepper
@@ -438,6 +469,50 @@ def test_a_step_hides_as_much_as_the_process_whatever_the_temperature(stepper, s
     if stepper == Ancestral() and not spindle:              # with one, a model that is the same at all times is wrong
         assert torch.bincount(x.flatten(), minlength=V)[:3].double().div(B * L).tolist() == pytest.approx(
             p[:3].tolist(), abs=0.03)
+
+
+UNMASKING = {1.0: (0.77, 0.51, 0.25, 0.13, 0.0), 0.5: (1.0, 1.0, 0.996, 0.99, 0.0), 0.1: (1.0, 1.0, 1.0, 1.0, 0.0),
+             None: (0.48, 0.15, 0.02, 0.004, 0.0)}             # by temperature, with top-k 30; None: no top-k
+
+
+def zipf(p_mask: float) -> Tensor:
+    """ln p of 30,522 Zipf words and the mask: the likeliest 29, 250 that share the others' mass, and the mask."""
+    shares = 1 / torch.arange(1, 30_523, dtype=torch.float64)
+    shares = shares / shares.sum()
+    p = torch.cat([shares[:29], (shares[29:].sum() / 250).expand(250)]) * (1 - p_mask)
+    assert p[29] < p[28]
+    return torch.cat([p, torch.tensor([p_mask], dtype=torch.float64)]).clamp(min=1e-300).log().clamp(-1e4)
+
+
+def still_hidden(stepper: Ancestral, log_p: Tensor) -> dict[int, float]:
+    """The share of the masks that is left at t = k / 512, in steps of 2 / 512 from 1: a product over steps."""
+    late = torch.arange(512, 0, -2, dtype=torch.float64)[:, None]
+    both = mixture(Absorbing(), log_p.expand(256, -1), late / 512, (late - 2) / 512, len(log_p) - 1, None)
+    stay = stepper.sharper(both).softmax(-1)[:, -1]
+    return dict(zip((late - 2).flatten().int().tolist(), stay.cumprod(0).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("temperature", UNMASKING)
+def test_as_published_temperature_and_top_k_decide_when_words_are_written(temperature):
+    """The table, which was measured on about a thousand words: at the shipped temperature of .1 nothing is written
+    before the last step."""
+    stepper = Ancestral(as_published=True) if temperature is None else \
+        Ancestral(as_published=True, temperature=temperature, top_k=30)
+    found = still_hidden(stepper, zipf(0.0))
+    for k, share in zip((256, 64, 8, 2, 0), UNMASKING[temperature], strict=True):
+        assert found[k] == pytest.approx(share, abs=0.005 if share in (0, 1) else 0.045)
+
+
+def test_as_published_a_model_that_says_the_mask_leaves_masks():
+    published = Ancestral(as_published=True, top_k=30)
+    assert still_hidden(published, zipf(0.12))[0] == pytest.approx(0.46, abs=0.005)
+    log_p, x, t, s = zipf(0.12).expand(1, 2_000, -1), torch.full((1, 2_000), 279), at(0.5), at(0.25)
+    written = {stepper: stepper.step(Absorbing(), x, log_p, t, s, 279, step_rng(0, 0)) != 279
+               for stepper in (published, Ancestral(top_k=30))}
+    share = float(published.sharper(mixture(Absorbing(), log_p[0, :1], t, s, 279, None)).softmax(-1)[0, -1])
+    assert 1 - float(written[published].double().mean()) == pytest.approx(share, abs=0.04) and share > 0.7
+    assert float(written[Ancestral(top_k=30)].double().mean()) == pytest.approx(0.5, abs=0.04)
+    assert (Ancestral(top_k=30).step(Absorbing(), x, log_p, t, at(0.0), 279, step_rng(0, 0)) != 279).all()
 
 
 def test_top_k_and_top_p_leave_the_words_they_should():
@@ -491,7 +566,8 @@ def test_what_is_known_is_written_at_once_and_does_not_count():
 
 @pytest.mark.parametrize(("kind", "wrong"), [
     (Ancestral, {"temperature": -0.1}), (Ancestral, {"top_k": -1}), (Ancestral, {"top_p": 0.0}),
-    (Ancestral, {"order": "left"}), (Absorbing, {"spindle": -0.3})])
+    (Ancestral, {"order": "left"}), (Ancestral, {"order": "confidence", "as_published": True}),
+    (Absorbing, {"spindle": -0.3}), (Absorbing, {"spindle": 1.1, "relative": True})])
 def test_nonsense_is_refused(kind, wrong):
     with pytest.raises((ConfigError, ValueError)):
         kind(**wrong)

@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from search_spaces.diffusionbert import space
+from search_spaces.domains import Choice
 from trainables.config import ConfigError, fingerprint, from_dict, override, to_dict
 from trainables.diffusion.absorbing import Absorbing, CosineSurvival
 from trainables.diffusion.objectives import D3pm, Mdlm
 from trainables.diffusion.sampler import Sampling, sample
 from trainables.diffusion.steppers import LinearGrid, LogSnrGrid
-from trainables.diffusion.times import Times
+from trainables.diffusion.times import InLogSnr, Times
 from trainables.diffusion.unmasking import Ancestral
 from trainables.diffusionbert import (
     LAST,
     NEVER,
     DiffusionBert,
     DiffusionBertSystem,
+    Mixture,
     diffusionbert,
     diffusionbert_laptop,
 )
@@ -32,8 +35,9 @@ from trainables.randomness import step_rng
 from trainables.stages import Context, Store
 from trainables.system import Batch
 from trainables.tencdm import tencdm_laptop
-from trainables.text.corpora import Stories, read_texts
+from trainables.text.corpora import Stories, import_files, read_texts
 from trainables.text.encoders import Bert, Roberta, Small
+from trainables.text.word_information import read_information
 from trainables.training.average import Ema, NoAverage
 from trainables.training.learning_rate import Constant
 from trainables.training.optimizers import AdamW
@@ -170,6 +174,63 @@ def test_dropped_sources_are_empty_texts(context):
     assert int(seen.sum()) == 2
 
 
+@pytest.mark.parametrize("objective", [Mdlm(steps=2048), D3pm(steps=2048)])
+def test_a_chain_is_trained_in_all_its_steps(objective, context, monkeypatch):
+    """Its first two steps, too: one draw in 2,048 each, of 200 batches of 512."""
+    system, seen = build(override(PLAIN, {"objective": objective}), context), []
+
+    def hide(ids, able, t, rng, published=False):
+        seen.append(t.flatten())
+        raise StopIteration
+
+    monkeypatch.setattr(system.hiding, "hide", hide)
+    batch = Batch(ids=torch.zeros(512, 12, dtype=torch.long), mask=torch.ones(512, 12, dtype=torch.bool))
+    for step in range(200):
+        with pytest.raises(StopIteration):
+            system.loss(batch, 0.0, step_rng(0, step))
+    steps = torch.cat(seen) * 2048
+    assert torch.equal(steps, steps.round()) and steps.min() == 1 and steps.max() == 2048
+    for k in (1, 2, 3, 2048):
+        assert int((steps == k).sum()) == pytest.approx(50, abs=25)
+
+
+def test_times_may_follow_another_law(context):
+    """Even in log-SNR, of which an absorbing process has one: visible over hidden."""
+    cfg = override(PLAIN, {"times": Times(law=InLogSnr(low=-2.0, high=2.0), low=0.0), "objective": Mdlm(steps=16)})
+    system = build(cfg, context)
+    assert torch.isfinite(system.loss(rows(system), 0.0, step_rng(0, 0))["loss"])
+    t = cfg.times.draw(torch.ones(1000, 1), 0.0, step_rng(0, 0), cfg.process.schedule)         # type: ignore[arg-type]
+    assert float(t.min()) == pytest.approx(1 / (1 + math.exp(2)), abs=1e-3)
+    assert float(t.max()) == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "spindle", "steps", "mixture"])
+@torch.no_grad()
+def test_the_loss_times_a_typical_length_is_the_bound(kind, context):
+    """Means over draws; the mixture's own sum where the mask is an answer."""
+    cfg = KINDS[kind]
+    system = build(override(cfg, {"objective.cross_entropy": 0.0}), context)
+    batch, steps = rows(system, 64), cfg.objective.steps
+    asked = Mixture(system) if isinstance(cfg.objective, D3pm) else system
+    losses = torch.stack([system.loss(batch, 0.0, step_rng(0, i))["bound"] for i in range(100)]).double()
+    sums = torch.stack([asked.estimate(batch, steps, step_rng(1, i)).mean() for i in range(100)])
+    error = math.hypot(*(float(each.std()) / 10 for each in (losses * system.typical, sums)))
+    assert float(losses.mean()) * system.typical == pytest.approx(float(sums.mean()), abs=3.5 * error)
+    assert error < 0.03 * float(sums.mean())
+
+
+def test_it_learns(context, tmp_path):
+    """From a model that knows no word to well below what words' frequencies tell, in 150 steps."""
+    system = build(override(PLAIN, {"pretrained": False}), context)
+    counts = read_information(context.get(PLAIN.information(DATA)))["counts"].double()
+    unigram = float(-torch.special.xlogy(counts, counts / counts.sum()).sum() / counts.sum())
+    before = float(system.diagnose()["bound_per_word"])
+    train(system, system.batches("train"), override(SHORT, {"steps": 150, "optimizer.lr": 1e-2}), seed=0, out=tmp_path,
+          context=context)
+    after = float(system.eval().diagnose()["bound_per_word"])
+    assert before > unigram and after < 0.8 * unigram
+
+
 # ---------------------------------------------------------------- the bound
 
 
@@ -290,6 +351,21 @@ def test_what_is_reported_of_the_bound(context):
     assert written["bound_length_per_text"] == 0
 
 
+def test_words_that_the_tokenizer_does_not_know_count(tmp_path):
+    """Every text has a letter that no other has: in held-out texts it is unknown, and its nats are counted."""
+    store = Store(tmp_path / "stages")
+    letters = [chr(0x3b1 + 0x100 * (i // 20) + i % 20) for i in range(80)]
+    (tmp_path / "texts.txt").write_text("\n".join(f"the cat {letter} sat" for letter in letters))
+    data = import_files(str(tmp_path / "texts.txt"), None, store)
+    cfg = override(PLAIN, {"lm.weights.training.steps": 2})
+    system = cfg.build(data, Context(store)).eval()
+    batch = system.batches("valid").take(torch.arange(4))
+    assert (batch.ids == system.network.unknown).any(1).all() and batch.words is not None
+    assert system.count(batch)["word"] == 16 == int(batch.words.sum())
+    words = system.words.read(["one two ! three", "aa bb cc dd ee"], 5)[2]
+    assert words.tolist()[1] < 5                                                # cut: what was cut off is not counted
+
+
 def test_pieces_are_not_words(context):
     letters = override(PLAIN, {"lm.weights.vocabulary": 300, "lm": Roberta(weights=override(TINY, {"vocabulary": 300})),
                                "length": 40})
@@ -312,6 +388,20 @@ def test_what_the_objective_sums_to_is_reported_beside_the_bound(context):
 
 STEPPERS = [Ancestral(), Ancestral(temperature=0.1, top_k=3), Ancestral(top_p=0.5, order="confidence"),
             Ancestral(temperature=0.0, order="confidence")]
+
+
+@pytest.mark.parametrize("kind", ["plain", "published"])
+def test_the_published_stepper_walks(kind, context):
+    """Known places stay known; D3pm's model may leave masks, which are no words of a text."""
+    system = build(KINDS[kind], context)
+    with torch.no_grad():
+        system.network.model.cls.predictions.decoder.bias[system.mask] += 8.0
+    batch, x, texts = draw(system, Sampling(stepper=Ancestral(as_published=True, top_k=5), steps=4))
+    assert torch.equal(x == system.layout.end, torch.arange(12) == batch.mask.sum(1, keepdim=True) - 1)
+    assert bool((x == system.mask).any()) == (kind == "published")
+    assert not any("mask" in text.lower() for text in texts)
+    _, x, _ = draw(system, Sampling(stepper=Ancestral(top_k=5), steps=4))
+    assert not (x == system.mask).any()
 
 
 @pytest.mark.parametrize("stepper", STEPPERS)
@@ -337,7 +427,10 @@ def test_a_step_leaves_visible_words_alone_and_the_guess_is_a_distribution(cfg, 
         hat = system.denoise(x, t, previous=None, batch=batch)
     assert hat.x0.shape == (8, 12, system.network.vocabulary)
     torch.testing.assert_close(hat.x0.exp().sum(-1), torch.ones(8, 12), atol=1e-5, rtol=0)
-    assert (hat.x0[..., system.mask] == NEVER).all()
+    says_mask = isinstance(cfg.objective, D3pm)
+    hidden = hat.x0[x == system.mask]
+    assert (hat.x0[x != system.mask][:, system.mask] == NEVER).all()
+    assert ((hidden[:, system.mask] > NEVER) == says_mask).all()
     visible = x != system.mask
     assert (hat.x0[visible].gather(1, x[visible][:, None]) == 0).all() and (hat.x0[~visible].max(-1).values < 0).all()
 
@@ -459,6 +552,38 @@ def test_a_spindle_that_these_words_do_not_allow_is_refused_and_told_how_much_th
     with pytest.raises(ConfigError, match=r"system.process.spindle: .* it may be at most 1 / \(pi 0.7\d*\) = 0.4"):
         build(override(SPINDLE, {"process.spindle": 0.9}), context)
     build(override(SPINDLE, {"process.spindle": 0.43}), context)
+
+
+@pytest.mark.parametrize("kind", ["spindle", "information", "reads"])
+def test_it_is_refused_before_a_language_model_is_trained(kind, tmp_path, context):
+    """By the same weights as in the end: of words that are learned once more, and thrown away."""
+    cfg = override(KINDS[kind], {"process.spindle": 0.9})
+    (stage,), fresh = cfg.spindle(DATA), Context(Store(tmp_path / "stages"))
+    assert stage in cfg.needs_to_train(DATA)
+    with pytest.raises(ConfigError, match=r"system.process.spindle: spindle 0.9 .* it may be at most 1 / \(pi"):
+        stage.check(fresh)
+    assert not list((tmp_path / "stages").glob("MaskedLmFolder*"))
+    known = read_information(context.get(cfg.information(DATA)))["weight"]
+    assert torch.equal(stage.foreseen(fresh), known)
+
+
+@pytest.mark.parametrize("measure", ["frequency", "information"])
+def test_every_spindle_that_a_search_draws_can_be_trained(measure, context):
+    trial = override(diffusionbert_laptop(DATA), {"system": PLAIN})
+    domain = space(trial)
+    assert isinstance(domain["system.process"], Choice)
+    for share in (0.0, 0.3, 1.0):
+        point = domain.draw(lambda name, of, share=share: {"system.process": "spindle", "system.measure": measure}.get(
+            name, of.at(share)))
+        cfg = override(trial, domain.changes(point)).system
+        assert isinstance(cfg, DiffusionBert) and cfg.measure == measure and cfg.process.spindle == share
+        system = build(override(cfg, {"told": "nothing"}), context)
+        weights = system.hiding.weights
+        t = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+        assert (system.process.hidden(t, weights).diff(dim=0) >= 0).all()
+        limit = 1 / math.pi / float(weights.abs().max())
+        assert system.process.spindle == pytest.approx(share * limit) and (not share or not system.process.relative)
+        assert torch.isfinite(system.loss(rows(system), 0.0, step_rng(0, 0))["loss"])
 
 
 @pytest.mark.parametrize(("changes", "path", "reason"), [

@@ -198,7 +198,26 @@ def test_sources_come_from_a_file(context, capsys, tmp_path):
     assert code == 2 and "no such file" in err
 
 
+@pytest.mark.parametrize("name", ["score LM", "DiffusionBERT"])
+def test_a_prompt_is_kept_where_it_stands(name, context, capsys):
+    """Its words first, something in each gap, more behind it; with the same noise fewer texts are the first ones."""
+    sampled = TRIALS[name].samples()
+    context.get(sampled)
+    model = str(context.store.path(sampled))
+    code, out, err = say(capsys, "--model", model, "-n", "6", "--prompt", "tom _ a ball")
+    texts = [line.split() for line in out.splitlines()]
+    assert (code, err, len(texts)) == (0, "", 6)
+    assert all(text[0] == "tom" and "a ball" in " ".join(text) for text in texts)
+    assert any(len(text) > 4 for text in texts) and len(set(map(tuple, texts))) > 1
+    code, out, _ = say(capsys, "--model", model, "-n", "2", "--prompt", "tom _ a ball")
+    assert [line.split() for line in out.splitlines()] == texts[:2]
+    code, out, err = say(capsys, "--model", model, "--prompt", "tom lost a ball . " * 4)
+    assert code == 2 and out == "" and "--prompt: has 2" in err and "have room for 1" in err
+    assert "--prompt: has no word to be given" in say(capsys, "--model", model, "--prompt", " _ ")[2]
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
+    (["--prompt", "tom lost"], "--prompt: this TEncDM diffuses what an encoder makes of a whole text"),
     (["-n", "0"], "-n: at least 1 text, not 0"),
     (["--class", "happy"], "--class: this TEncDM knows no classes"),
     (["--steps", "0"], "sampling.steps: steps must be at least 1, not 0"),

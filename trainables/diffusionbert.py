@@ -21,6 +21,8 @@ Stages: corpus -> masked LM -> ids -> word information -> checkpoint -> samples 
 """
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -50,7 +52,15 @@ from trainables.text.encoders import Bert, Pretrained, Small
 from trainables.text.hiding import Hiding, at_places, at_rows, row_sums, where
 from trainables.text.layout import Layout, Lengths, Places
 from trainables.text.masked_lm import MaskedLm, MaskedLmFolder, MaskedLmNetwork, Told
-from trainables.text.word_information import Measure, TokenSplit, TokenTexts, WordInformation, read_information
+from trainables.text.prompts import filled
+from trainables.text.word_information import (
+    Measure,
+    Spindle,
+    TokenSplit,
+    TokenTexts,
+    WordInformation,
+    read_information,
+)
 from trainables.training.average import Ema, NoAverage
 from trainables.training.batches import Batches
 from trainables.training.learning_rate import Constant, Cosine
@@ -62,7 +72,7 @@ if TYPE_CHECKING:
 
 NEVER = -1e4           # log p of what cannot be: its exponential is 0, and guidance may subtract it from itself
 NEARLY = -1e-30        # log p of what is all but certain: 0 itself is for what is known
-LAST = 1e-3            # in continuous time the bound ends with one step from here to 0
+LAST = 1e-3            # continuous time ends with one step from here to 0: rates have no bound there
 
 
 # ---------------------------------------------------------------- config
@@ -79,7 +89,7 @@ class DiffusionBert:
     measure: Measure = "frequency"                       # what of a word the spindle looks at
     objective: Mdlm | D3pm = Mdlm()
     told: Told = "nothing"                               # how the model learns the time
-    times: Times = Times(low=1e-3)
+    times: Times = Times(low=0.0)                        # from 0 on: a floor would leave out a chain's first steps
     lengths: Lengths = "drawn"                           # where a text ends: see text/layout.py
     source_length: int = 0                               # tokens of a source; 0: unconditional, sources are not read
     source_dropout: float = 0.0                          # share of sources replaced by the empty text, for guidance
@@ -120,6 +130,10 @@ class DiffusionBert:
     def information(self, data: Data) -> WordInformation:
         return WordInformation(texts=self.texts(data), measure=self.measure)
 
+    def spindle(self, data: Data) -> tuple[Spindle, ...]:
+        """How strong the spindle is, if there is one."""
+        return (Spindle(information=self.information(data), process=self.process),) if self.process.spindle else ()
+
     def learned(self) -> "DiffusionBert":
         return self
 
@@ -128,7 +142,7 @@ class DiffusionBert:
         return dataclasses.replace(self, pretrained=False)
 
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
-        return self.folder(data), self.texts(data), self.information(data)
+        return self.folder(data), self.texts(data), self.information(data), *self.spindle(data)
 
     def needs_to_sample(self, data: Data) -> tuple[Stage, ...]:
         return self.needs_to_train(data)
@@ -159,16 +173,16 @@ class DiffusionBertSystem(nn.Module):
         self.cfg, self.network, self.words, self.mask = cfg, network, network.words, network.mask
         self.split_folder = context.get(texts)
         known = read_information(context.get(cfg.information(texts.data)))
-        try:
-            cfg.process.check(known["weight"])
-        except ValueError as error:
-            raise ConfigError("system.process.spindle", str(error)) from None
+        self.process = cfg.process                                           # with lambda itself, whatever was said
+        for stage in cfg.spindle(texts.data):
+            strength = json.loads((context.get(stage) / "spindle.json").read_text())["spindle"]
+            self.process = dataclasses.replace(cfg.process, spindle=strength, relative=False)
         lengths = known["lengths"]
         self.layout = Layout(network, cfg.length, cfg.source_length, cfg.lengths, lengths)
         counted = lengths.double() @ torch.arange(lengths.shape[1], dtype=torch.float64)
         typical = float(counted.sum() / lengths.sum()) - 1                   # words of a text, without the end
         self.typical = float(cfg.length) if cfg.lengths == "written" else max(typical, 1.0)
-        self.hiding = Hiding(cfg.process, cfg.objective, cfg.measure, network.mask, network.vocabulary, known)
+        self.hiding = Hiding(self.process, cfg.objective, cfg.measure, network.mask, network.vocabulary, known)
 
     # ---------------------------------------------------------------- training
 
@@ -176,8 +190,9 @@ class DiffusionBertSystem(nn.Module):
         """Nats per token that is to be said, weighted as the objective says; `bound` alone, without other terms."""
         cfg, objective = self.cfg, self.cfg.objective
         able = self.layout.able(batch)
-        t = cfg.times.draw(batch.mask, progress, rng).double()
-        t, s = step_of(t, objective.steps)
+        schedule: Any = cfg.process.schedule
+        u = cfg.times.draw(batch.mask, progress, rng, schedule).double()
+        t, s = moment(u, objective.steps)
         x_t = self.hiding.hide(batch.ids, able, t, rng, self.hiding.published)
         places = self.layout.places(batch, len(t), cfg.source_dropout, rng if self.training else None)
         hidden = where(able & (x_t == self.mask))
@@ -188,7 +203,7 @@ class DiffusionBertSystem(nn.Module):
             number = able.flatten().cumsum(0) - 1                            # of each place among those that are asked
             term = self.hiding.mixture(log_p[number[hidden]], batch.ids, able, hidden, t, s)
         else:
-            term = self.hiding.term(log_p, batch.ids, hidden, t, s)
+            term = self.term(log_p, batch.ids, hidden, u, t, s)
         share = torch.full((), 1.0 / len(batch), device=t.device)            # a sum over places is a mean over rows
         bound, cross_entropy = ((nats * share).sum() / self.typical for nats in (term, crossed))
         return {"loss": (objective.bound * bound + objective.cross_entropy * cross_entropy).float(),
@@ -210,19 +225,20 @@ class DiffusionBertSystem(nn.Module):
     def estimate(self, batch: Batch, steps: int, rng: Rng) -> Tensor:
         """An unbiased estimate [B] of the bound on -ln p(x_0 | its length), from one call."""
         u = 1 - stratified(len(batch), 1, rng)                                               # in (0, 1]
-        if steps:
-            t, s = step_of(u, steps)
-        else:
-            t, s = u.clamp(min=LAST), None
+        t, s = moment(u, steps)
         able = self.layout.able(batch)
         x_t = self.hiding.hide(batch.ids, able, t, rng)
         hidden = where(able & (x_t == self.mask))
         log_p = self.log_p(at_places(self.states(x_t, t, self.layout.places(batch, len(t))), hidden))
-        term = self.hiding.term(log_p, batch.ids, hidden, t, s)
-        if s is None:              # the last stretch is one step to 0: everything is revealed, at any word's rate
-            said = -log_p.gather(1, at_places(batch.ids, hidden)[:, None]).squeeze(1)
-            term = torch.where(at_rows(u, hidden, self.cfg.length) < LAST, said.double() / LAST, term)
-        return row_sums(hidden, term, able.shape)
+        return row_sums(hidden, self.term(log_p, batch.ids, hidden, u, t, s), able.shape)
+
+    def term(self, log_p: Tensor, ids: Tensor, hidden: Tensor, u: Tensor, t: Tensor, s: Tensor | None) -> Tensor:
+        """The bound's estimate from the moment (t, s) of u, [n] nats at the n hidden places."""
+        term = self.hiding.term(log_p, ids, hidden, t, s)
+        if s is not None:
+            return term
+        said = -log_p.gather(1, at_places(ids, hidden)[:, None]).squeeze(1)       # to 0 everything is revealed, surely
+        return torch.where(at_rows(u, hidden, self.cfg.length) < LAST, said.double() / LAST, term)
 
     def length_cost(self, batch: Batch) -> Tensor:
         """-ln P(the texts' lengths) [B]"""
@@ -266,20 +282,26 @@ class DiffusionBertSystem(nn.Module):
         return self.layout.draw_mask(rows, rng, batch)
 
     def denoise(self, x_t: Tensor, t: Tensor, *, previous: Prediction | None, batch: Batch | None = None) -> Prediction:
-        """log p(x_0) [B, L, V]: exactly 0 for what is known, the visible tokens and what the layout fixes."""
+        """log p(x_0) [B, L, V]: exactly 0 for what is known, the visible tokens and what the layout fixes.
+
+        With D3pm the mask is among the words; that it is none of the text's, the stepper sees to, or does not.
+        """
         places = self.layout.places(batch, len(x_t))
         x_t = torch.where(places.known & (x_t == self.mask), places.ids, x_t)
         hidden = x_t == self.mask
         h = self.states(x_t, t, places)
         log_p = torch.full((*x_t.shape, self.network.vocabulary), NEVER, device=x_t.device)
         log_p.scatter_(2, x_t[..., None], 0.0)
-        log_p[hidden] = self.log_p(h[hidden])
+        log_p[hidden] = self.log_p(h[hidden], mask_too=isinstance(self.cfg.objective, D3pm))
         return Prediction(log_p)
 
     def reverse(self, x_t: Tensor, hat: Prediction, t: Tensor, s: Tensor, walk: Walk) -> Tensor:
         s = torch.zeros_like(s) if walk.last else s                          # the last step leaves nothing hidden
-        weights = self.hiding.weights if self.cfg.process.spindle else None
-        return walk.stepper.step(self.cfg.process, x_t, hat.x0, t, s, self.mask, walk.rng, weights)
+        weights = self.hiding.weights if self.process.spindle else None
+        if weights is not None and walk.stepper.as_published:                # of the words that are likeliest by now
+            ids = hat.x0.argmax(-1)
+            weights = self.hiding.published_weights(ids, ~self.layout.never[ids])
+        return walk.stepper.step(self.process, x_t, hat.x0, t, s, self.mask, walk.rng, weights)
 
     def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
         """Words up to the first end token."""
@@ -291,6 +313,17 @@ class DiffusionBertSystem(nn.Module):
 
     # ---------------------------------------------------------------- data
 
+    def prompt(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """ids [L] and which are given [L]; what the layout fixes is not among them."""
+        words, special = self.words, {*self.words.start, *self.words.end}
+        parts = [[i for i in row[mask].tolist() if i not in special]
+                 for row, mask in zip(*words.ids(texts, self.cfg.length + 2), strict=True)]
+        return filled([], parts, self.cfg.length, words.pad)
+
+    def clean(self, ids: Tensor) -> Tensor:
+        """The state is ids."""
+        return ids
+
     def batches(self, split: str) -> Batches:
         return TokenSplit(self.split_folder, split)
 
@@ -298,6 +331,11 @@ class DiffusionBertSystem(nn.Module):
         """Sources that are in no split."""
         ids, mask = self.words.ids(texts, self.cfg.source_length)
         return Batch(ids=ids, mask=mask)
+
+
+def moment(u: Tensor, steps: int) -> tuple[Tensor, Tensor | None]:
+    """The step (t, s) of a chain in which u falls; in continuous time u itself, or the start of the last step."""
+    return step_of(u if steps else u.clamp(min=LAST), steps)
 
 
 class Mixture:
@@ -329,7 +367,12 @@ SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
 
 
 def diffusionbert(data: Data = HubTexts(name="billion-word-benchmark/lm1b", revision=PARQUET)) -> "Trial":
-    """The paper's recipe, to the number: LM1B, bert-base-uncased, the published spindle and hybrid loss."""
+    """The paper's recipe: LM1B, bert-base-uncased, the published spindle and hybrid loss, in its numbers.
+
+    What is not as published: gradients are clipped to a norm of 5 (there: each value to 5); every text has a time of
+    its own (there: a batch has); a text's end stands where it ends (there: behind the padding); and the sampler keeps
+    temperature and top-k to words (there: see Ancestral.as_published).
+    """
     from trainables.trial import Trial  # a trial names the systems, so the recipe names it late
 
     return Trial(

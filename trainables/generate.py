@@ -4,6 +4,8 @@
     python -m trainables.generate --model results/ablation_encoder/best -n 100 --seed 7 --steps 50
     python -m trainables.generate --model models:/palimpsest-ablation_encoder@best -n 100 --out texts.jsonl
     python -m trainables.generate --model FOLDER --source questions.txt -n 200         a model that reads sources
+    python -m trainables.generate --model FOLDER --prompt "tom lost _ _ dog ."         words that are given; each _ is a
+                                                   token to be written, and so is what follows (score LM, DiffusionBERT)
 
 --model is a folder: a released generator, or the Trained-... or Sampled-... folder of a store.  Where it is a URI, the
 part before the colon says whom to ask: whatever is installed under the entry point `palimpsest.models` of that name
@@ -45,6 +47,8 @@ def command(
     source: Annotated[str | None, typer.Option(
         help="A file to write from, if the model reads sources: x.txt, x.jsonl:field, x.csv:column.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Of the texts, if the model knows classes.")] = None,
+    prompt: Annotated[str | None, typer.Option(
+        help="Words to begin with, _ for a token to be written, if the model diffuses words.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda; without it, a GPU where there is one.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here, whole or not at all.")] = None,
 ) -> None:
@@ -58,7 +62,9 @@ def command(
         with found(model) as folder:
             generator = Generator.load(folder, settled(device), changes)
             generator.check(count, sources, label)
-            rows = generator.write(count, seed, sources, label)
+            if prompt is not None:
+                generator.check_prompt(prompt)
+            rows = generator.write(count, seed, sources, label, prompt or "")
             if out is None:
                 for row in rows:
                     typer.echo(row["text"])

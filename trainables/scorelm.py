@@ -19,6 +19,7 @@ Stages: corpus -> pieces -> tokenised texts -> checkpoint -> samples -> metrics.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -51,7 +52,7 @@ from trainables.text.corpora import Data, RocStories, Stories
 from trainables.text.documents import Documents, Lengths, Rows, SingleDocuments, TokenisedTexts, joined, segments
 from trainables.text.packing import Packed, Packing
 from trainables.text.pieces import Pieces, PieceTokenizer, SentencePiece
-from trainables.text.prompts import NoPrompts, Prompts, Spans
+from trainables.text.prompts import NoPrompts, Prompts, Spans, filled
 from trainables.training.average import Ema
 from trainables.training.batches import Batches
 from trainables.training.learning_rate import Cosine
@@ -341,7 +342,8 @@ class ScoreLmSystem(nn.Module):
                 x = torch.cat([source, x_t], 1)
                 segment = torch.cat([torch.where(batch.source.mask, 0, -1), segment], 1)
                 when = torch.cat([t.new_zeros(len(t), before), t.expand(-1, L)], 1)
-                guess = None if guess is None else torch.cat([source, guess], 1)
+                if guess is not None:                  # as in training: the first look has no hint of anything
+                    guess = torch.cat([torch.zeros_like(source) if previous is None else source, guess], 1)
         logits = self.logits(x, when, segment, guess, vectors)[:, before:]
         return Prediction(self.guess(logits, x_t, t, vectors, self.cfg.temperature), logits)
 
@@ -363,6 +365,16 @@ class ScoreLmSystem(nn.Module):
 
     # ---------------------------------------------------------------- data
 
+    def prompt(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """ids [L] and which are given [L]; the start piece is, where there is one."""
+        start = [] if self.pieces.start is None else [self.pieces.start]
+        parts = [row[:-1] for row in self.pieces.ids(texts, self.cfg.length + 1, start=False)]
+        return filled(start, parts, self.cfg.length, self.pieces.pad)
+
+    def clean(self, ids: Tensor) -> Tensor:
+        """x_0 of ids."""
+        return self.embed(ids)
+
     def read_sources(self, texts: list[str], context: Context) -> Batch:
         """Sources that are in no split."""
         documents = Documents.of(self.pieces.ids(texts, self.cfg.source_length, start=False))
@@ -376,6 +388,11 @@ class ScoreLmSystem(nn.Module):
 
 # ---------------------------------------------------------------- recipes
 
+# What differs, as changes for `override`, where a study asks how much hangs on what the released code does otherwise.
+AS_PUBLISHED: dict[str, Any] = {
+    "system.as_published": True, "system.network.as_published": True, "system.network.theta": 1_000.0,
+    "system.lengths": "expanded"}
+
 # What differs, as changes for `override`, where texts are written from sources; `packing.capacity` must hold both.
 SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
     "system.source_length": 62, "system.packing.capacity": 128,
@@ -383,7 +400,14 @@ SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
 
 
 def scorelm(data: Data = RocStories()) -> "Trial":
-    """The released code's last settings, to the number (the paper's own are larger: 1,024 wide, sigma to 300)."""
+    """Size, noise, prompts, optimizer and sampler of the released code's last settings (CDCD's own: 1,024 wide, sigma
+    to 300).
+
+    What that code does otherwise is AS_PUBLISHED, a change for `override`: rotary wavelengths from 1,000, scale and
+    shift that start at random and see sigma itself, a noise level for a row, pads learned behind the texts, samples
+    from noise alone.  Not followed even there: that documents of equal length see each other, and that the average of
+    the weights is kept and never used.
+    """
     from trainables.trial import Trial  # a trial names the systems, so the recipe names it late
 
     return Trial(

@@ -28,6 +28,7 @@ class Batch:
     given: Tensor | None = None        # [B, L] bool, the prompt
     source: "Batch | None" = None      # sequence-to-sequence: what is read
     label: Tensor | None = None        # [B] int64, the class that was asked for
+    words: Tensor | None = None        # [B] int64, how many words between blanks the texts have, where somebody counted
     encodings: Tensor | None = None    # [B, L, D] frozen encodings of ids, where a cache holds them
 
     def to(self, device: torch.device) -> "Batch":
@@ -99,6 +100,19 @@ class DrawsMask(Protocol):
 
     def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
         """[rows, L] bool, the positions that will be text: `batch.mask` while sampling.  batch: the conditions."""
+        ...
+
+
+@runtime_checkable
+class TakesPrompts(Protocol):
+    """A system whose state is words, so that some can be given."""
+
+    def prompt(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """ids [L] and which of them are given [L] bool: these texts, with a place to be written between two of them."""
+        ...
+
+    def clean(self, ids: Tensor) -> Tensor:
+        """The clean state of ids [B, L]."""
         ...
 
 

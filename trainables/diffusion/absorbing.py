@@ -21,11 +21,13 @@ others, and the schedule's own rate stands in for the token's.  With lambda = 0 
 spindle it does not.
 
 The spindle bends the schedule's own clock u, so it is the published one for Mutual and the same for any other, and the
-rates are positive everywhere exactly if lambda pi |d| <= 1.  Shapes: t and s [B, 1] or [B, L]; weights d [B, L], or
+rates are positive everywhere exactly if lambda pi |d| <= 1; how large lambda may be, the words say, and it can be given
+as a share of that (`relative`).  Shapes: t and s [B, 1] or [B, L]; weights d [B, L], or
 [n, V] at n hidden positions.  All in float64 but the model's guesses: they are B numbers, or V for a hidden position.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -88,27 +90,43 @@ def _angle(t: Tensor) -> Tensor:
     return (t + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2
 
 
+Survival = Mutual | CosineSurvival
+
+
 # ---------------------------------------------------------------- the process
 
 
 @config
 class Absorbing:
-    """A schedule, and the strength of the spindle: `spindle` is lambda, 0 hides all words alike."""
+    """A schedule, and the strength of the spindle: `spindle` is lambda, 0 hides all words alike.
 
-    schedule: Mutual | CosineSurvival = Mutual()
+    relative: it is the share in [0, 1] of the largest lambda that the words allow, which is valid whatever the words
+    """
+
+    schedule: Survival = Mutual()
     spindle: float = 0.0
+    relative: bool = False
 
     def __post_init__(self):
         if self.spindle < 0:
             raise ValueError(f"spindle must be 0 (all words alike) or more, not {self.spindle}")
+        if self.relative and self.spindle > 1:
+            raise ValueError("a relative spindle is a share in [0, 1] of the largest that the words allow, not "
+                             f"{self.spindle}")
 
-    def check(self, weights: Tensor) -> None:
-        """ValueError unless every word of these weights is hidden at a positive rate throughout."""
-        largest = float(weights.abs().max())
-        if self.spindle * math.pi * largest > 1 + 1e-12:
-            limit = 1 / math.pi / largest
+    def settled(self, weights: Tensor) -> "Absorbing":
+        """The same with lambda itself, for words of these weights.
+
+        ValueError unless it has every word hidden at a positive rate throughout
+        """
+        largest = max(float(weights.abs().max()), 1e-9)
+        limit = 1 / math.pi / largest
+        if self.relative:
+            return replace(self, spindle=self.spindle * limit, relative=False)
+        if self.spindle > limit * (1 + 1e-12):
             raise ValueError(f"spindle {self.spindle} would have some words come back before they are hidden: their "
                              f"weights reach {largest:.3g}, so it may be at most 1 / (pi {largest:.3g}) = {limit:.3g}")
+        return self
 
     # ---------------------------------------------------------------- forwards
 

@@ -104,11 +104,12 @@ class Layout(nn.Module):
         return ids, mask
 
     def count(self, batch: Batch) -> dict[str, int]:
-        """Tokens (pieces and ends), pieces, and words between blanks."""
+        """Tokens (pieces and ends), pieces, and words between blanks: of the texts as they were written, for what a
+        tokenizer gives back lacks the words it does not know."""
+        assert batch.words is not None
         frame = torch.tensor([self.end, self.pad], device=batch.ids.device)
         pieces = int((batch.mask & ~torch.isin(batch.ids, frame)).sum())
-        words = sum(len(text.split()) for text in self.words.texts(batch.ids))
-        return {"token": pieces + len(batch), "piece": pieces, "word": words}
+        return {"token": pieces + len(batch), "piece": pieces, "word": int(batch.words.sum())}
 
     # ---------------------------------------------------------------- lengths
 

@@ -8,10 +8,12 @@ A given token has noise 0 and no loss.  Each document of a row has its own promp
 given.   n = tokens of a document, s = given ones ~ U{0..n-1}
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from trainables.config import config
+from trainables.config import ConfigError, config
 from trainables.randomness import Rng
 
 
@@ -76,6 +78,21 @@ class Prefixes:
 
 
 Prompts = NoPrompts | Spans | Prefixes
+
+
+def filled(start: list[int], parts: Sequence[Sequence[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
+    """A sampler's prompt: ids [length] of these parts with one place to be written between two of them, and which are
+    given [length] bool.   ConfigError: no place is left for an end"""
+    row: list[int | None] = [*start]
+    for number, part in enumerate(parts):
+        row += [*([None] if number else []), *part]
+    if len(row) >= length:
+        raise ConfigError("--prompt", f"has {len(row)} tokens, and texts of {length} have room for {length - 1}")
+    ids, given = torch.full((length,), pad), torch.zeros(length, dtype=torch.bool)
+    for place, i in enumerate(row):
+        if i is not None:
+            ids[place], given[place] = i, True
+    return ids, given
 
 
 def _shares(**shares: float) -> None:

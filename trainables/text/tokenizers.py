@@ -186,14 +186,22 @@ class Words:
 
     def ids(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """ids [B, length] int64 with special tokens, cut and padded; mask [B, length] bool"""
+        ids, mask, _ = self.read(texts, length)
+        return ids, mask
+
+    def read(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`ids`, and how many words between blanks [B] int64 of each text they stand for, unknown ones among them."""
         self.tokenizer.enable_truncation(length)
         self.tokenizer.no_padding()
         ids = torch.full((len(texts), length), self.pad)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
-        for row, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
+        count = torch.zeros(len(texts), dtype=torch.long)
+        for row, (text, encoding) in enumerate(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True)):
             ids[row, :len(encoding.ids)] = torch.tensor(encoding.ids)
             mask[row, :len(encoding.ids)] = True
-        return ids, mask
+            kept = text[:max(end for _, end in encoding.offsets)] if encoding.overflowing else text
+            count[row] = len(kept.split())
+        return ids, mask, count
 
     def texts(self, ids: Tensor) -> list[str]:
         """ids [B, L] -> B texts: what stands before the first end token, without special tokens."""

@@ -2,6 +2,7 @@
 
     corpus --tokenizer--> TokenTexts          every split as ids; the start token is not part of the state
            --count-->     WordInformation     float64, over the whole train split
+                          Spindle             how strong the words let it be; asked before anything is trained
 
     frequency     f_v = ln(1 + count) / the largest          weight_v = f_v - E f              as DiffusionBERT's code
     information   H_v = -ln p_v                              weight_v = E H / H_v - 1          as its paper, eq. 10
@@ -15,6 +16,7 @@ The length of a text, in tokens, follows the counts of texts whose source is as 
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.config import ConfigError, config
+from trainables.diffusion.absorbing import Absorbing
 from trainables.stages import Context, Stage
 from trainables.system import Batch
-from trainables.text.corpora import Data, read_rows
+from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.families import Small
-from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder
+from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder, save_words
 from trainables.text.tokenizers import TOKENS, Words
 
 SPLITS = ("train", "valid", "test")
@@ -42,7 +45,8 @@ class TokenTexts:
     """train, valid and test as ids: `length` tokens of a text, the end token one of them and the start token not;
     its source, in a frame of special tokens, cut at `source_length` tokens (0: sources are not read).
 
-    <split>.ids.npy int32 [N, L] · <split>.mask.npy bool [N, L], again as <split>.source; tokenizer.json, tokens.json
+    <split>.ids.npy int32 [N, L] · <split>.mask.npy bool [N, L], again as <split>.source; <split>.words.npy int32 [N],
+    words between blanks of what is kept of a text; tokenizer.json, tokens.json
     """
 
     data: Data
@@ -50,7 +54,7 @@ class TokenTexts:
     length: int
     source_length: int = 0
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def folder(self) -> MaskedLmFolder:
         """The stage of the language model, whose tokenizer it is."""
@@ -66,8 +70,9 @@ class TokenTexts:
         start = len(words.start)
         for split in SPLITS:
             rows = read_rows(corpus, split)
-            ids, mask = words.ids([row["text"] for row in rows], self.length + start)
+            ids, mask, count = words.read([row["text"] for row in rows], self.length + start)
             self._write(out, split, ids[:, start:], mask[:, start:])
+            np.save(out / f"{split}.words.npy", count.numpy().astype(np.int32))
             if self.source_length:
                 if not all(row.get("source") for row in rows):
                     raise ConfigError("source_length", f"the texts of {split} have no sources to read")
@@ -87,6 +92,8 @@ class TokenSplit:
         if not (folder / f"{split}.ids.npy").exists():
             raise ValueError(f"no split {split!r} was tokenised (there are: {', '.join(SPLITS)})")
         self.ids, self.mask = (np.load(folder / f"{split}.{part}.npy", mmap_mode="r") for part in ("ids", "mask"))
+        words = folder / f"{split}.words.npy"
+        self.words = np.load(words, mmap_mode="r") if words.exists() else None               # of sources nobody asks
         source = f"{split}.source"
         self.source = TokenSplit(folder, source) if (folder / f"{source}.ids.npy").exists() else None
 
@@ -94,9 +101,10 @@ class TokenSplit:
         return len(self.ids)
 
     def take(self, indices: Tensor) -> Batch:
-        """The examples `indices` [B]: ids and mask [B, L], and their sources."""
+        """The examples `indices` [B]: ids and mask [B, L], how many words they have, and their sources."""
         rows = indices.numpy()
         return Batch(ids=torch.from_numpy(self.ids[rows]).long(), mask=torch.from_numpy(np.asarray(self.mask[rows])),
+                     words=None if self.words is None else torch.from_numpy(self.words[rows]).long(),
                      source=self.source.take(indices) if self.source is not None else None)
 
 
@@ -116,8 +124,7 @@ class WordInformation:
     def make(self, out: Path, context: Context) -> None:
         folder = context.get(self.texts)
         words, split = Words.load(folder), TokenSplit(folder, "train")
-        unknown = json.loads((folder / MASK).read_text())["unknown"]
-        special = [i for i in words.special if i != unknown]
+        special = unsaid(folder, words)
         counts = torch.zeros(words.vocabulary, dtype=torch.long)
         L, S = self.texts.length, self.texts.source_length
         lengths = torch.zeros((S + 1) * (L + 1), dtype=torch.long)
@@ -126,13 +133,78 @@ class WordInformation:
             counts += torch.bincount(batch.ids[batch.mask], minlength=words.vocabulary)
             read = torch.zeros(len(batch), dtype=torch.long) if batch.source is None else batch.source.mask.sum(1)
             lengths += torch.bincount(read * (L + 1) + batch.mask.sum(1), minlength=len(lengths))
-        counts[special] = 0
-        if int(counts.sum()) == 0:
-            raise ConfigError("data", "the training texts have no word besides special tokens")
-        value, weight = weigh(counts, self.measure)
-        weight[special] = 0.0
+        value, weight = weighed(counts, special, self.measure)
         save_file({"counts": counts, "value": value, "weight": weight, "lengths": lengths.view(S + 1, L + 1)},
                   out / "information.safetensors")
+
+
+def unsaid(folder: Path, words: Words) -> list[int]:
+    """The special tokens that are no words; what stands for unknown words is one."""
+    unknown = json.loads((folder / MASK).read_text())["unknown"]
+    return [i for i in words.special if i != unknown]
+
+
+def weighed(counts: Tensor, special: list[int], measure: Measure) -> tuple[Tensor, Tensor]:
+    """`weigh`, special tokens counting for nothing; their counts [V] become 0.   ConfigError: no word is left"""
+    counts[special] = 0
+    if int(counts.sum()) == 0:
+        raise ConfigError("data", "the training texts have no word besides special tokens")
+    value, weight = weigh(counts, measure)
+    weight[special] = 0.0
+    return value, weight
+
+
+@config
+class Spindle:
+    """spindle.json: lambda, and the largest that these words allow.   ConfigError: lambda is larger
+
+    Where the words are learned here, they are learned once more to be asked before anything starts: it takes seconds,
+    and the language model that they come with takes much longer.
+    """
+
+    information: WordInformation
+    process: Absorbing
+
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.information,)
+
+    def check(self, context: Context) -> None:
+        """ConfigError for a lambda that these words do not allow, where their weights can be known by now."""
+        texts, data = self.information.texts, self.information.texts.data
+        if self.process.relative:
+            return
+        if context.store.has(self.information):
+            self.settled(read_information(context.get(self.information))["weight"])
+        elif isinstance(texts.lm.weights, Small) and (isinstance(data, (Stories, Imported)) or context.store.has(data)):
+            self.settled(self.foreseen(context))
+
+    def foreseen(self, context: Context) -> Tensor:
+        """The weights [V], without a language model."""
+        texts = self.information.texts
+        small, rows = texts.lm.weights, read_rows(context.get(texts.data), "train")
+        assert isinstance(small, Small)
+        learned = [row["text"] for row in rows] + [row.get("source", "") for row in rows if texts.folder().sources]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save_words(texts.lm.tokenizer(learned, small.vocabulary), folder, texts=learned)
+            words = Words.load(folder)
+            ids, mask = words.ids([row["text"] for row in rows], texts.length + len(words.start))
+            counts = torch.bincount(ids[mask], minlength=words.vocabulary)
+            return weighed(counts, unsaid(folder, words), self.information.measure)[1]
+
+    def settled(self, weights: Tensor) -> Absorbing:
+        """The process with lambda itself.   ConfigError"""
+        try:
+            return self.process.settled(weights)
+        except ValueError as error:
+            raise ConfigError("system.process.spindle", str(error)) from None
+
+    def make(self, out: Path, context: Context) -> None:
+        weights = read_information(context.get(self.information))["weight"]
+        most = Absorbing(spindle=1.0, relative=True).settled(weights).spindle
+        (out / "spindle.json").write_text(json.dumps({"spindle": self.settled(weights).spindle, "most": most}))
 
 
 def weigh(counts: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
