@@ -351,9 +351,15 @@ class ScoreLmSystem(nn.Module):
         return walk.stepper.step(self.cfg.process, x_t, hat, t, s, walk)
 
     def decode(self, x: Tensor, hat: Prediction, batch: Batch | None = None, rng: Rng | None = None) -> list[str]:
-        """The likeliest word at each position, up to the first end piece, or to where the text was to end."""
+        """The likeliest word at each position, up to the first end piece, or to where the text was to end; it does not
+        end before a word that is given."""
         assert hat.logits is not None
-        ids = hat.logits.argmax(-1)
+        logits = hat.logits
+        if batch is not None and batch.given is not None:
+            ends = torch.arange(logits.shape[-1], device=logits.device) == self.pieces.end
+            before = batch.given.flip(1).cumsum(1).flip(1) > 0
+            logits = logits.masked_fill(before[..., None] & ends, -torch.inf)
+        ids = logits.argmax(-1)
         if batch is not None:
             ids = torch.where(batch.mask, ids, self.pieces.end)
             ids = ids if batch.given is None else torch.where(batch.given, batch.ids, ids)

@@ -87,7 +87,7 @@ def filled(start: list[int], parts: Sequence[Sequence[int]], length: int, pad: i
     for number, part in enumerate(parts):
         row += [*([None] if number else []), *part]
     if len(row) >= length:
-        raise ConfigError("--prompt", f"has {len(row)} tokens, and texts of {length} have room for {length - 1}")
+        raise ConfigError("--prompt", f"is too long: texts have {length} tokens, one of them the end")
     ids, given = torch.full((length,), pad), torch.zeros(length, dtype=torch.bool)
     for place, i in enumerate(row):
         if i is not None:
