@@ -137,9 +137,14 @@ def run(groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster, console: Co
 
 def left(group: Asked, groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster) -> float:
     """What this study may cost in all, what it has cost included, so that all of them keep to --hours."""
-    spent = [Findings(plan_of(each, inquiry, cluster), Ledger(inquiry.out / each.study.name)).spent()
-             for each in groups]
-    return max((inquiry.hours or 0.0) - sum(spent), 0.0) + spent[groups.index(group)]
+    found = [Findings(plan_of(each, inquiry, cluster), Ledger(inquiry.out / each.study.name)) for each in groups]
+    made = {stage for findings in found for record in findings.records.values() for stage in record.get("stages", ())
+            if stage not in record.get("reused", ())}
+    spent = sum(findings.spent() for findings in found)
+    for findings in found:               # what one study has trained and another has found was paid once
+        spent -= sum(hours for stage, hours in findings.spared.items() if stage in made)
+        made |= findings.spared.keys()
+    return max((inquiry.hours or 0.0) - spent, 0.0) + found[groups.index(group)].spent()
 
 
 def affords(group: Asked, hours: float, inquiry: Inquiry, cluster: Cluster) -> bool:

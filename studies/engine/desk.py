@@ -22,7 +22,7 @@ GRACE = 10.0                            # seconds that ranks may need longer tha
 IDLE = 10.0                             # seconds without work after which a group gives its places back
 DIE, LEAVE = "die", "leave"
 
-Outcome = dict[str, Any]                # {"status", "reason"}; status as in the ledger, or "dead"
+Outcome = dict[str, Any]                # {"status", "reason", "record"?}; status as in the ledger, or "dead"
 
 
 @dataclass

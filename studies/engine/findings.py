@@ -5,6 +5,7 @@
 """
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -146,9 +147,28 @@ class Findings:
         for cell in self.plan.cells:
             for stage in self.records.get(cell.key, {}).get("stages", ()):
                 users.setdefault(stage, []).append(cell.arm)
-        own = sum(self.records[cell.key][self._unit] for cell in self.cells(arm) if cell.key in self.records)
+        own = sum(self.cost(cell) for cell in self.cells(arm) if cell.key in self.records)
         return own + sum(self.stages[stage][self._unit] * arms.count(arm) / len(arms)
                          for stage, arms in users.items() if stage in self.stages)
+
+    def cost(self, cell: Cell) -> float:
+        """GPU (CPU) hours of a cell that has ended: what it held, and its part of what it found made before, which
+        its seed alone stands on: a metric that is added does not make a training cheap."""
+        record = self.records[cell.key]
+        return record[self._unit] + sum(self.spared[stage] / self._finders[stage] for stage in record.get("reused", ())
+                                        if stage in self.spared)
+
+    @functools.cached_property
+    def spared(self) -> dict[str, float]:
+        """Stage -> the hours of what cells found made, and no cell of the plan nor the study itself has paid."""
+        paid = self.stages.keys() | {stage for record in self.records.values() for stage in record.get("stages", ())
+                                     if stage not in record.get("reused", ())}
+        return {stage: seconds / 3600 * self.plan.share for record in self.records.values()
+                for stage, seconds in record.get("reused", {}).items() if stage not in paid}
+
+    @functools.cached_property
+    def _finders(self) -> Counter[str]:
+        return Counter(stage for record in self.records.values() for stage in record.get("reused", ()))
 
     @property
     def _unit(self) -> str:
@@ -160,7 +180,7 @@ class Findings:
 
     def cell_hours(self, arm: str) -> float | None:
         """What one more seed of the arm costs; None: none of its cells has ended well."""
-        known = [self.records[cell.key][self._unit] for cell in self.cells(arm) if self.status(cell) == "done"]
+        known = [self.cost(cell) for cell in self.cells(arm) if self.status(cell) == "done"]
         return sum(known) / len(known) if known else None
 
     def answer_hours(self, arm: str) -> float | None:

@@ -10,6 +10,7 @@ from its checkpoint.  When nodes come, groups that are smaller than they could b
 The driver owns the groups: when it ends, Ray takes all their places back.
 """
 
+import json
 import shutil
 import threading
 import time
@@ -47,8 +48,8 @@ class GroupCell(tune.Trainable):
     def step(self) -> dict[str, Any]:
         outcome = _ask(self.desk.do.remote(self.cell.key, self.cell))
         if outcome["status"] in ("dead", "error"):           # no worker lived to tell, or could
-            give_up(self.cell, self.place, outcome["reason"])
-        return {"status": outcome["status"], "reason": outcome["reason"], "done": True}
+            outcome |= {"record": json.dumps(give_up(self.cell, self.place, outcome["reason"]))}
+        return outcome | {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: stages keep what is worth keeping."""
@@ -229,7 +230,7 @@ def stage_record(shared: Shared, place: Place, desk: Any) -> Record:
     outcome: Outcome = _ask(desk.do.remote(f"stage-{shared.key}", shared))
     if outcome["status"] == inline.FULL:
         raise OSError(outcome["reason"])
-    record = place.ledger.stage(shared.key)
+    record = json.loads(outcome["record"]) if "record" in outcome else place.ledger.stage(shared.key)
     if outcome["status"] in ("dead", "stopped") or record is None:
         status = "stopped" if outcome["status"] == "stopped" else "failed"
         return {"key": shared.key, "kind": type(shared.stage).__name__, "status": status,

@@ -19,7 +19,7 @@ from studies.engine.decide import Rule
 from studies.engine.ledger import FINISHED, Ledger, Record
 from studies.engine.stale import Stale
 from studies.engine.study import Resources, Settles, Study
-from trainables.config import ConfigError, differences, fingerprint, flat, to_dict
+from trainables.config import ConfigError, differences, fingerprint, flat, override, to_dict
 from trainables.stages import Code, Stage, Store, key, upstream
 
 
@@ -45,6 +45,12 @@ class Cell:
     def samples(self) -> Stage:
         """The stage whose samples.jsonl is scored."""
         return self.trial.samples(self.split)
+
+    def own(self) -> list[Stage]:
+        """What no other seed shares: its training, its samples, its scores."""
+        other = replace(self, trial=override(self.trial, {"seed": self.trial.seed + 1}))
+        shared = set(other.stages())
+        return [stage for stage in self.stages() if stage not in shared]
 
     def stages(self) -> list[Stage]:
         """Everything the cell stands on, in an order in which it can be made."""
@@ -256,15 +262,30 @@ def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], key: Callable[[
 
 def _history(past: Iterable[Record], stages: Iterable[Record], scale: str, trials: Mapping[str, Any]
              ) -> dict[str, float]:
-    """Mean seconds of each arm and kind of stage; of the very same trial, at other seeds, where it ever ran."""
+    """Mean seconds of each arm and kind of stage; of the very same trial, at other seeds, where it ever ran.
+
+    What a cell found made, its training for example, counts as if it had made it; where several arms stand on it, each
+    has its part.
+    """
+    past, stages = list(past), list(stages)
+    apart = {record["key"] for record in stages}             # made before the cells, and counted by themselves
+    arms: dict[str, set[str]] = {}
+    for record in past:
+        for stage in record.get("reused", {}).keys() - apart:
+            arms.setdefault(stage, set()).add(record["arm"])
+
+    def whole(record: Record) -> float:
+        return record["seconds"] + sum(spared / len(arms[stage]) for stage, spared in record.get("reused", {}).items()
+                                       if stage in arms)
+
     seconds: dict[str, list[float]] = {}
     alike: dict[str, list[float]] = {}
     wanted = {arm: _seedless(to_dict(trial)) for arm, trial in trials.items()}
     for record in past:
         if record["status"] == "done" and record["scale"] == scale:
-            seconds.setdefault(record["arm"], []).append(record["seconds"])
+            seconds.setdefault(record["arm"], []).append(whole(record))
             if _seedless(record.get("trial", {})) == wanted.get(record["arm"]):
-                alike.setdefault(record["arm"], []).append(record["seconds"])
+                alike.setdefault(record["arm"], []).append(whole(record))
     for record in stages:
         if record["status"] == "done":
             seconds.setdefault(record["kind"], []).append(record["seconds"])

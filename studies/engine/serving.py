@@ -10,6 +10,7 @@ collective for somebody who found the result finished.
 
 import functools
 import gc
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,7 @@ def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
             return {"status": "done", "reason": ""}
         record = attempt(job, place, functools.partial(produce, job, parallel=parallel)) if isinstance(job, Cell) \
             else inline.make_stage(job, place, functools.partial(make_shared, job, parallel=parallel))
-        return {"status": record["status"], "reason": record["reason"]}
+        return {"status": record["status"], "reason": record["reason"], "record": json.dumps(record)}
     except Exception as error:
         if peer_lost(error):
             raise                        # this group is broken; another one goes on
