@@ -15,6 +15,7 @@ from studies.engine.factors import Anova, Effect, Levels, anova, effects
 from studies.engine.ledger import Ledger, Record, curves
 from studies.engine.plan import Cell, Plan
 from studies.engine.study import Maximise, Metric, Minimise, Watch
+from trainables.stages import upstream
 
 NOTE = 90                               # characters of a reason that fit into a note
 
@@ -190,6 +191,29 @@ class Findings:
         if more is None or own is None or base is None:
             return None
         return more * own + max(self.done(arm) + more - self.done(self.plan.base), 0) * base
+
+    def answer_cost(self) -> str:
+        """How many more seeds each open arm needs and what they cost, in words; "" where no spread is known yet."""
+        if self.deciding is None:
+            return ""
+        parts = []
+        for arm, found in self.compared(self.deciding).items():
+            more, hours = self.more(self.deciding).get(arm), self.answer_hours(arm)
+            if more is not None:
+                cost = f", {self.plan.budget.spell(hours, self.plan.unit)}" if hours is not None else ""
+                parts.append(f"about {more} more seed{'s' if more > 1 else ''} of {arm}{cost}")
+            elif found.verdict == "open" and found.difference.n > 1:
+                parts.append(f"{arm} is out of reach of seeds")
+        return "; ".join(parts) + (f" (in {self.deciding.metric}, with 80 % power)" if parts else "")
+
+    def trained_once(self) -> list[str]:
+        """What was trained for a system beforehand, once for all seeds of an arm: encoders, decoders."""
+        kinds: dict[str, None] = {}
+        for cell in {cell.arm: cell for cell in self.plan.cells}.values():
+            own = set(cell.own())
+            named = {stage: getattr(stage, "curve", "") for stage in upstream(cell.samples()) if stage not in own}
+            kinds |= {name.replace("_", " "): None for name in named.values() if name}
+        return list(kinds)
 
     # -- what went wrong, what is best
 

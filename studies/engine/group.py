@@ -19,11 +19,13 @@ from typing import Any
 import ray
 from ray import train, tune
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.util import remove_placement_group
 
 from studies.engine import inline
 from studies.engine.admission import Capacity
 from studies.engine.desk import Desk, Outcome
+from studies.engine.halt import listen
 from studies.engine.inline import Place, give_up, one_line
 from studies.engine.ledger import Record
 from studies.engine.plan import Cell, Shared
@@ -56,6 +58,26 @@ class GroupCell(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: running the cell again is the resume."""
+
+
+class Listening(_TorchBackend):
+    """Torch's process group, in workers to whom SIGTERM is a notice.
+
+    A worker trains in a thread, where no signal arrives; Ray Train runs this in its main thread, and asks there how it
+    is five times a second, which is when Python sees the signal.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(listen)
+        super().on_start(worker_group, backend_config)
+
+
+class ListeningTorch(TorchConfig):
+    """What makes Ray Train use it."""
+
+    @property
+    def backend_cls(self) -> type[Listening]:
+        return Listening
 
 
 # ---------------------------------------------------------------- the driver's side
@@ -197,7 +219,7 @@ def fit(name: str, size: int, place: Place, desk: Any) -> str:
     try:
         TorchTrainer(
             serve, train_loop_config={"name": name, "place": place, "desk": desk},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus and _has_accelerators() else "gloo"),
+            torch_config=ListeningTorch(backend="nccl" if resources.gpus and _has_accelerators() else "gloo"),
             scaling_config=train.ScalingConfig(num_workers=size, use_gpu=resources.gpus > 0,
                                                resources_per_worker=holds),
             run_config=train.RunConfig(

@@ -105,6 +105,8 @@ class Plan:
     held: frozenset[str] = frozenset()  # keys of cells that are not to be started now
     stale: Mapping[str, Stale] = field(default_factory=dict)        # key -> the older record in its place
     reused: Mapping[str, str] = field(default_factory=dict)         # key -> what the store has of it, in words
+    again: str = ""                     # the command line that asks for it
+    answer: str = ""                    # what the verdicts that are open still need, where their spread is known
 
     @property
     def base(self) -> str:
@@ -180,7 +182,8 @@ class Plan:
                   f"{len(self.missing)} to run",
                   f"- shared stages: {self.found} found, {len(self.shared)} to make first",
                   f"- a trial holds {self.holds}",
-                  f"- expected: {self.expectation()}{self._bounds()}", "",
+                  f"- expected: {self.expectation()}{self._bounds()}",
+                  *([f"- the answer: {self.answer}"] if self.answer else []), "",
                   "| arm | differs from base | done | to run |", "|---|---|---|---|"]
         for arm in self.arms:
             cells = [cell for cell in self.cells if cell.arm == arm]
