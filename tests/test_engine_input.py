@@ -99,9 +99,11 @@ def test_a_ray_address_that_does_not_answer_is_refused(tmp_path, capsys, monkeyp
 
 
 def test_a_ray_address_that_is_a_dashboard_is_what_on_takes(tmp_path, capsys, monkeypatch):
+    (tmp_path / "token").write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     said = refused(capsys, tmp_path / "out")
-    assert "127.0.0.1:1" in said and "host:port" not in said and "Name or service" not in said
+    assert "http://127.0.0.1:1" in said and "host:port" not in said and "Name or service" not in said
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises(BadInput, match="--on http://127.0.0.1:1"):         # a command without --on
         find_cluster()
