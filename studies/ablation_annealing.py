@@ -39,7 +39,8 @@ study = Study(
            for shape, range in SHAPES.items()},
     },
     report=(
-        Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),
+        Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
+        Minimise("test/total_variation"),
         Maximise("test/mauve"), Minimise("test/perplexity"), Minimise("test/judge_nll"),
         Maximise("test/diversity"), Watch("test/memorisation"),
         Minimise("valid/error_at_25"), Minimise("valid/error_at_50"), Minimise("valid/error_at_75"),

@@ -36,7 +36,8 @@ study = Study(
         "embeddings": Arm(lambda trial: {"system.encoder": Embeddings(of=trial.system.encoder)}),
     },
     report=(
-        Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),
+        Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
+        Minimise("test/total_variation"),
         Maximise("test/mauve"), Minimise("test/judge_nll"), Minimise("test/fd"), Minimise("test/perplexity"),
         Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/departure"),
         Maximise("valid/context_gain"),

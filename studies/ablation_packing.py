@@ -43,10 +43,11 @@ study = Study(
         "packed half per token": Arm({"system.multilevel": 0.5}),
     },
     report=(
-        Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"),
+        Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
+        Minimise("test/total_variation"),
         Maximise("test/mauve"), Minimise("test/judge_nll"), Minimise("test/fd"), Minimise("test/perplexity"),
         Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/departure"),
-        Maximise("valid/filled"), Minimise("valid/nats_at_50"),
+        Maximise("valid/filled", margin=0.02), Minimise("valid/nats_at_50"),
     ),
     seeds=3,
 )

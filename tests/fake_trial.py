@@ -170,8 +170,10 @@ class Scored:
     def make(self, out: Path, context: Context) -> None:
         context.get(self.samples)
         weights = json.loads((context.get(self.samples.checkpoint) / "weights.json").read_text())
+        trained = self.samples.checkpoint
         (out / "metrics.json").write_text(json.dumps({
             f"{self.split}/error": weights["total"], f"{self.split}/quality": 10 - weights["total"],
+            "valid/loss": trained.system.shape.gain / trained.training.steps,       # what training ended with
             "workers": weights["workers"], "threads": weights["threads"]}))
 
 

@@ -20,6 +20,7 @@ from studies.engine.ask import Inquiry, affords, costs, left, main, plan_of
 from studies.engine.claims import Asked, Claim, by_study, check_claim, chosen, read_claims
 from studies.engine.cluster import Cluster
 from studies.engine.findings import Findings
+from studies.engine.halt import Halt
 from studies.engine.ledger import Ledger, Outbox
 from studies.engine.report import as_json
 from studies.engine.study import Arm, BadInput, Minimise, Scale, Study, Watch
@@ -312,6 +313,18 @@ def test_hours_are_those_of_all_studies_together(group, tmp_path):
     assert left(group, groups, inquiry(tmp_path, hours=1.0), here) == pytest.approx(4)
     asked = inquiry(tmp_path, report=False)
     assert [affords(group, hours, asked, here) for hours in (5.0, 4.2, 0.0)] == [True, False, False]
+
+
+@pytest.mark.parametrize("problem", [Halt("Ray does not start here"), OSError(28, "No space left on device")])
+def test_a_halt_is_said_and_is_exit_code_3(problem, tmp_path, monkeypatch, capsys):
+    def halts() -> Cluster:
+        raise problem
+
+    monkeypatch.setattr("studies.engine.ask.find_cluster", halts)
+    with pytest.raises(SystemExit) as ended:
+        main(write(tmp_path / "claims.yaml"), ["toy"], load, ["--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert ended.value.code == 3 and said.startswith("halted: ") and said.count("\n") == 1
 
 
 # ---------------------------------------------------------------- for real

@@ -21,6 +21,8 @@ from studies.engine.compare import (
     interval,
     more_seeds,
     needed,
+    needed_not_worse,
+    noninferiority_power,
 )
 from studies.engine.decide import FIRST, TAU, decisions, evidence, p_value, sequence, threshold
 from studies.engine.factors import anova, effects
@@ -143,6 +145,22 @@ def test_false_claims_and_coverage_are_nominal():
         covered += low is not None and high is not None and low <= 0 <= high
     assert claims <= stats.binom.ppf(0.999, studies, 0.05)
     assert stats.binom.ppf(0.001, studies, 0.95) <= covered <= stats.binom.ppf(0.999, studies, 0.95)
+
+
+@pytest.mark.parametrize("n, effect, margin", [(4, 0.0, 2.0), (8, -0.3, 1.2), (12, 0.5, 0.3)])
+def test_the_power_of_being_no_worse_is_what_simulation_finds(n, effect, margin):
+    draws = np.random.default_rng(1).normal(effect, 1, (20_000, n))
+    bar = stats.t.ppf(0.95, n - 1) * draws.std(1, ddof=1) / math.sqrt(n)
+    found = np.mean(draws.mean(1) + margin > bar)
+    assert noninferiority_power(n, effect, margin) == pytest.approx(found, abs=0.015)
+
+
+def test_no_worse_is_a_one_sided_question_that_takes_fewer_seeds():
+    values = [0.01, -0.01, 0.1, -0.1]
+    one, two = needed_not_worse(values, 0.1, 1), needed(values, margin=0.1)
+    assert one is not None and two is not None and one < two
+    assert needed_not_worse([-0.5, -0.45, -0.6], 0.1, 1) == needed([-0.5, -0.45, -0.6])      # it is worse
+    assert needed_not_worse([0.5, 0.45, 0.6], 0.1, -1) == needed_not_worse([-0.5, -0.45, -0.6], 0.1, 1)
 
 
 def test_leaving_the_margin_is_rarely_called_the_same():

@@ -174,7 +174,8 @@ def test_a_small_encoder_learns_its_objective(family, trained):
 def test_the_folder_holds_the_encoder_and_no_more(family, trained):
     folder, _ = trained[family]
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "model.safetensors", "stage.json", "tokenizer.json", "tokenizer_config.json", "tokens.json"}
+        "config.json", "cost.json", "model.safetensors", "stage.json", "tokenizer.json", "tokenizer_config.json",
+        "tokens.json"}
     encoder = FrozenEncoder.load(folder)
     names = [name for name, _ in encoder.model.named_parameters()]
     assert not any(part in name for name in names for part in ("decoder", "pooler", "lm_head", "cls"))

@@ -1,14 +1,18 @@
 """Bad input: one clear sentence, exit code 2, and nothing has started."""
 
 import os
+import shlex
 from functools import partial
+from pathlib import Path
 
 import pytest
 from fake_trial import recipe
 from filelock import FileLock
 
+from studies.engine.cluster import find_cluster
 from studies.engine.main import main
-from studies.engine.study import Arm, Minimise, Resources, Scale, Study
+from studies.engine.options import Options, resources_of
+from studies.engine.study import Arm, BadInput, Minimise, Resources, Scale, Study
 from studies.engine.tracking import shown
 
 STUDY = Study(name="toy", question="Which?", report=(Minimise("test/error"),),
@@ -48,6 +52,15 @@ def refused(capsys, out, *arguments: str) -> str:
     (["--scale", "paper"], "64 GPUs"),
     (["--workers", "500"], "500 x (1 CPUs, 0 GPUs)"),
     (["--workers", "0"], "at least 1"),
+    (["--least", "0"], "--least: at least 1, not 0"),
+    (["--workers", "2", "--least", "3"], "--least: at most the 2 workers of a trial"),
+    (["--gpus", "-1"], "--gpus: no negative number"),
+    (["--gpus", "1.5"], "--gpus: gpus must be a fraction of one or a whole number, not 1.5"),
+    (["--gpus", "0.5", "--workers", "2"], "--gpus: a trial of 2 workers wants a whole GPU for each, not 0.5"),
+    (["--gpus", "0.5"], "0.5 GPUs"),
+    (["--margin", "test/eror=0.1"], "toy does not report 'test/eror' (did you mean 'test/error'?)"),
+    (["--margin", "test/error=none"], "--margin: test/error=VALUE, a positive number"),
+    (["--margin", "test/error"], "--margin: test/error=VALUE, a positive number"),
     (["--seeds", "0"], "at least 1"),
     (["--seeds", "three"], "--seeds"),
     (["--data", "no-such-corpus"], "no file and no built-in corpus"),
@@ -83,6 +96,38 @@ def test_a_ray_address_that_does_not_answer_is_refused(tmp_path, capsys, monkeyp
     assert "no Ray cluster answers at 127.0.0.1:1" in refused(capsys, tmp_path / "out")
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     assert "is not host:port" in refused(capsys, tmp_path / "out")
+
+
+def test_a_ray_address_that_is_a_dashboard_is_what_on_takes(tmp_path, capsys, monkeypatch):
+    (tmp_path / "token").write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    said = refused(capsys, tmp_path / "out")
+    assert "http://127.0.0.1:1" in said and "host:port" not in said and "Name or service" not in said
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(BadInput, match="--on http://127.0.0.1:1"):         # a command without --on
+        find_cluster()
+
+
+def test_what_a_trial_holds_is_the_scale_s_but_for_what_is_typed():
+    scales = {"laptop": Scale(recipe, Resources(workers=4, least=2))}
+    study = Study(name="toy", question="?", report=(Minimise("test/error"),), arms={"plain": Arm()}, scales=scales)
+    typed = partial(Options, scale=None, data=None, test_data=None, seeds=None, arms=None, assignments=(),
+                    out=Path("x"), store=None, json=None, dry_run=False, report=False)
+    for options, expected in (
+            (typed(workers=None), Resources(workers=4, least=2)), (typed(workers=8), Resources(workers=8, least=2)),
+            (typed(workers=1), Resources(workers=1, least=1)),
+            (typed(workers=6, least=3, gpus=2.0), Resources(workers=6, least=3, gpus=2.0)),
+            (typed(workers=1, gpus=0.25), Resources(workers=1, least=1, gpus=0.25))):
+        assert resources_of(study, "laptop", options) == expected
+
+
+def test_what_was_typed_can_be_typed_again():
+    typed = Options(scale="laptop", data="a b.csv:x", test_data=None, seeds=4, arms=None, assignments=("a=1", "b=2"),
+                    workers=None, out=Path("x"), store=None, json=None, dry_run=False, report=False, decide=True,
+                    hours=2.0, gpus=0.5, margins=("test/error=0.1",))
+    assert shlex.join(typed.words()) == ("--data 'a b.csv:x' --seeds 4 --gpus 0.5 --hours 2 --set a=1 --set b=2 "
+                                         "--margin test/error=0.1 --decide")
 
 
 def test_a_tracking_server_that_does_not_answer_is_refused(tmp_path, capsys, monkeypatch):

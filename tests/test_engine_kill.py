@@ -51,6 +51,24 @@ def test_notice_is_a_checkpoint_and_a_killed_worker_costs_steps(tmp_path):
         assert attempts == list(range(1, len(attempts) + 1)) and len(attempts) in (2, 3)
 
 
+@pytest.mark.skipif(not os.environ.get("PALIMPSEST_LABS"), reason="starts Ray Train: PALIMPSEST_LABS=1 runs it")
+def test_notice_to_one_worker_of_a_group_is_a_checkpoint_of_all(tmp_path):
+    """One of two processes gets SIGTERM, as where its machine is about to go: both stop at one step, and go on."""
+    driver = disturbed.start(tmp_path, "--workers", "2")
+    assert disturbed.wait(lambda: sum(map(len, steps(tmp_path).values())) >= 3, driver), disturbed.printed(tmp_path)
+    workers = [pid for pid in disturbed.at_work(driver)
+               if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2, disturbed.printed(tmp_path)
+    os.kill(workers[-1], signal.SIGTERM)
+    assert driver.wait(240) == 0, disturbed.printed(tmp_path)
+    disturbed.verify(tmp_path)
+    ends = [line["status"] for path in disturbed.cells(tmp_path) for line in read_from(path, 0)[0]
+            if line["kind"] == "end"]
+    assert sorted(ends) == ["done"] * 4 + ["stopped"]
+    for told in steps(tmp_path).values():
+        assert told == list(range(1, disturbed.STEPS + 1))         # no step was lost
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 MiB."""

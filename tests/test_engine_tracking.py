@@ -7,7 +7,8 @@ import pytest
 from served import Server, wait
 
 from studies.engine.ledger import Outbox, curves
-from studies.engine.tracking import Shipper, Tracking, run_ids
+from studies.engine.study import BadInput
+from studies.engine.tracking import Journal, Shipper, Tracking, run_ids
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
     "DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "ResourceWarning")]
@@ -27,7 +28,8 @@ def tell(out, key: str, steps: range, end: str | None) -> None:
     for step in steps:
         outbox.record(step, {"train/loss": 1 / step, "odd name!": float("nan")})
     if end:
-        outbox.end(end, 1.0, metrics={"test/error": 2.0}, reason="" if end == "done" else "because")
+        metrics = {"test/error": 2.0, "train/loss": 1 / steps[-1]}       # what training ended with is among them
+        outbox.end(end, 1.0, metrics=metrics, reason="" if end == "done" else "because")
     outbox.close()
 
 
@@ -88,6 +90,95 @@ def test_a_database_that_was_restored_is_filled_again(out):
     assert Shipper(Tracking("toy", out), out / "toy" / "outbox").close()
     restored = state(first)
     assert restored["k1"] == known["k1"] and restored["k2"][1:] == known["k2"][1:]
+
+
+def copy(source, target) -> None:
+    with sqlite3.connect(source) as a, sqlite3.connect(target) as b:
+        a.backup(b)
+
+
+def test_a_backup_of_this_very_session_is_filled_again(out):
+    """The head dies at work, and a backup of the same session comes back: the marks are equal, and a run is missing."""
+    tracking = Tracking("toy", out)
+    shipper = Shipper(tracking, out / "toy" / "outbox")
+    tell(out, "k1", range(1, 4), "done")
+    assert shipper.drain()
+    copy(out / "mlflow.db", out / "backup.db")
+    tell(out, "k2", range(1, 3), None)
+    assert shipper.drain()
+    copy(out / "backup.db", out / "mlflow.db")
+    assert tracking.token() == shipper.journal.token and "k2" not in state(tracking)
+    tell(out, "k2", range(1, 6), "done")
+    assert Shipper(Tracking("toy", out), out / "toy" / "outbox").close()
+    assert state(tracking)["k2"][1:4] == ("FINISHED", [1, 2, 3, 4, 5], 2.0)
+
+
+def test_a_restored_database_without_its_mark_gets_the_points_back(out):
+    """No run is missing, only what was told after the backup; restore.sh takes the mark off, also under a driver."""
+    tracking = Tracking("toy", out)
+    shipper = Shipper(tracking, out / "toy" / "outbox")
+    tell(out, "k1", range(1, 4), None)
+    assert shipper.drain()
+    copy(out / "mlflow.db", out / "backup.db")
+    tell(out, "k1", range(1, 8), None)
+    assert shipper.drain() and state(tracking)["k1"][2] == [1, 2, 3, 4, 5, 6, 7]
+    copy(out / "backup.db", out / "mlflow.db")
+    with sqlite3.connect(out / "mlflow.db") as database:
+        database.execute("delete from tags where key = 'journal'")
+    assert state(tracking)["k1"][2] == [1, 2, 3]
+    tell(out, "k1", range(1, 10), "done")
+    assert shipper.close()
+    assert state(tracking)["k1"][1:3] == ("FINISHED", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+
+def test_sent_again_a_superseded_point_stays_the_one_of_its_step(out):
+    """On another machine a resumed step came out otherwise, after it was shipped; then all is sent again."""
+    path = out / "toy" / "outbox" / "k1.jsonl"
+    for value in (1.0, 2.0):
+        outbox = Outbox(path)
+        outbox.start(key="k1", name="cell", params={}, tags={})
+        outbox.record(1, {"train/loss": value})
+        outbox.close()
+        assert Shipper(Tracking("toy", out), out / "toy" / "outbox").drain()
+    (journal,) = path.parent.glob(".shipped-*")
+    journal.unlink()
+    tracking = Tracking("toy", out)
+    assert Shipper(tracking, path.parent).drain()
+    history = tracking.client.get_metric_history(tracking.runs["k1"], "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0)]
+
+
+def test_a_server_must_answer_once_and_may_be_away_from_then_on(out, monkeypatch):
+    """Between two rounds of a study: no bad input after hours of work, but a backlog."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(BadInput, match="no tracking server answers"):
+        Tracking("toy", out).insist()
+    later = Tracking("toy", out, answered=True)
+    later.insist()
+    tell(out, "k1", range(1, 4), "done")
+    shipper = Shipper(later, out / "toy" / "outbox")
+    assert not shipper.drain() and "no tracking server answers" in shipper.problem
+    assert not shipper.close()
+    later.settle()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    back = Tracking("toy", out)
+    assert Shipper(back, out / "toy" / "outbox").close() and state(back)["k1"][1] == "FINISHED"
+
+
+def test_a_report_beside_a_driver_leaves_its_journal_alone(out):
+    outboxes = out / "toy" / "outbox"
+    outboxes.mkdir(parents=True)
+    journal = Journal(outboxes, journal_uri(out))
+    for offset in range(200):
+        journal.shipped("k1", offset, "run", False)
+    written = journal.path.read_text()
+    assert run_ids(outboxes, out) == {"k1": "run"} and journal.path.read_text() == written
+    Shipper(Tracking("toy", out), outboxes)                # who leads the study may make it short
+    assert len(journal.path.read_text()) < len(written) and Journal(outboxes, journal_uri(out)).offsets == {"k1": 199}
+
+
+def journal_uri(out) -> str:
+    return f"sqlite:///{out / 'mlflow.db'}"
 
 
 def test_no_run_stays_running_behind_a_dead_driver(out):

@@ -182,6 +182,22 @@ def test_a_rank_that_hangs_in_a_collective_does_not_hang_the_study(leaves, monke
     played(play())
 
 
+def test_a_group_of_which_one_process_was_told_to_end_takes_nothing_more():
+    async def play() -> None:
+        desk = Desk()
+        asked = asyncio.create_task(desk.do("a", "a"))
+        await desk.join("g", 2)
+        taken = await desk.take("g", 0)
+        assert not isinstance(taken, str)
+        for rank in (1, 0):                              # both stop at the same step, and one knows why
+            await desk.told("g", taken[0], rank, {"status": "stopped", "reason": "", "given": rank == 1})
+        assert await desk.take("g", taken[0]) == LEAVE
+        assert [job.key for job in desk.waiting] == ["a"] and not asked.done()
+        asked.cancel()
+
+    played(play())
+
+
 def test_a_group_that_makes_room_leaves_its_job_to_a_larger_one(monkeypatch):
     async def play() -> None:
         desk = Desk()

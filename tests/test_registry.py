@@ -1,6 +1,8 @@
 """The registry: the best cell of a study becomes a generator there, once, and writes what it wrote; on real MLflow."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +15,12 @@ import test_trial
 
 from studies.engine import registry
 from studies.engine.findings import Findings
-from studies.engine.inline import Place, attempt
+from studies.engine.inline import Place, attempt, make_stage
 from studies.engine.ledger import Ledger
 from studies.engine.plan import Plan, make_plan
 from studies.engine.provenance import Code
-from studies.engine.registry import best_cell, fetch, keep_best
+from studies.engine.registry import fetch, keep_best
+from studies.engine.selection import best_cell, candidates, validation
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study, Watch
 from studies.engine.tracking import Shipper, Tracking
 from trainables.config import ConfigError
@@ -102,14 +105,45 @@ def here(tmp_path_factory) -> Iterator[Here]:
 def test_the_best_seed_of_the_best_arm_by_validation_where_it_has_it(here):
     here.say("three", test__illegal=0.1, valid__illegal=0.4)
     two = here.say("two", test__illegal=0.2, valid__illegal=0.3)
-    found = best_cell(here.findings())
+    found = best_cell(here.findings(), here.store)
     assert found is not None and (found[0].key, *found[1:]) == (two, "valid/illegal", 0.3)
     three = here.say("three", test__illegal=0.1)
-    found = best_cell(here.findings())
+    found = best_cell(here.findings(), here.store)
     assert found is not None and (found[0].key, *found[1:]) == (three, "test/illegal", 0.1)
     here.say("three", nothing=1.0)
     here.say("two", nothing=1.0)
-    assert best_cell(here.findings()) is None
+    assert best_cell(here.findings(), here.store) is None
+
+
+def test_seeds_are_chosen_by_validation_texts_scored_for_the_best_arm_alone(here, monkeypatch):
+    """Test would choose seed 1; one seed is really sampled and scored on validation, the other is given a score."""
+    here.say("three", test__illegal=0.2)
+    here.say("two", test__illegal=0.3)
+    plan = make_plan(STUDY, scale="laptop", why="", ledger=here.ledger, store=here.store, resources=Resources(),
+                     seeds={"three": 2, "two": 1}, arms=("three", "two"))
+    first, second = (cell for cell in plan.cells if cell.arm == "three")
+    lucky = (here.ledger.cell(first.key) or {}) | {"key": second.key, "seed": 1, "metrics": {"test/illegal": 0.1}}
+    here.ledger.write_cell(lucky)
+    try:
+        findings = Findings(plan, here.ledger)
+        found = best_cell(findings, here.store)
+        assert found is not None and (found[0].seed, *found[1:]) == (1, "test/illegal", 0.1)         # nobody has looked
+        wanted = candidates(findings, here.store)
+        assert [shared.cells for shared in wanted] == [(first,), (second,)]
+        place = Place(study="toy", scale="laptop", data="Stories", folder=here.ledger.folder, store=here.store.url,
+                      resources=Resources(), code=Code("abc", ""))
+        assert make_stage(wanted[0], place)["status"] == "done"
+        scored = here.store.path(validation(second, "test/illegal"))
+        scored.mkdir()
+        mine = json.loads((here.store.path(wanted[0].stage) / "metrics.json").read_text())["valid/illegal"]
+        (scored / "metrics.json").write_text(json.dumps({"valid/illegal": mine + 0.1}))
+        findings = Findings(plan, here.ledger)
+        found = best_cell(findings, here.store)
+        assert candidates(findings, here.store) == ()
+        assert found is not None and (found[0].seed, *found[1:]) == (0, "valid/illegal", mine)
+    finally:
+        (here.ledger.folder / "cells" / f"{second.key}.json").unlink()
+        shutil.rmtree(here.store.path(validation(first, "test/illegal")))
 
 
 def test_once_however_often_and_whatever_breaks_in_between(here, monkeypatch):
@@ -197,10 +231,9 @@ def test_a_better_one_moves_the_alias_and_no_other_command_does(here):
     assert here.keep() is None
     assert len(here.versions()) == 2 and here.aliases() == {"best": "three", "best-laptop": "three"}
     here.say("two", test__illegal=0.15)
-    tracking = Tracking("toy", here.out)
-    tracking.find_all()
     (three,) = (cell.key for cell in here.plan().cells if cell.arm == "three")
-    tracking.supersede({three: "another"})               # its code has changed: what it says counts no more
+    here.ledger.supersede(three, "another")              # its code has changed: what it says counts no more
+    assert Shipper(Tracking("toy", here.out), here.ledger.folder / "outbox").close()
     assert here.keep("two") is None and here.aliases()["best"] == "two" and two != three
 
 

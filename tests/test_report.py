@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from studies.engine.decide import FIRST, Rule
 from studies.engine.findings import Findings
 from studies.engine.formats import FIELDS, latex, table_csv, tex
 from studies.engine.ledger import Ledger, Outbox
+from studies.engine.options import with_margins
 from studies.engine.plan import Plan, make_plan
-from studies.engine.report import as_json, markdown, outcome, rich_effects, rich_table, sentences
+from studies.engine.report import as_json, caption, markdown, outcome, rich_effects, rich_table, sentences
 from studies.engine.rounds import affordable, first_seeds, next_seeds, pursue, remembered, saved
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study, Watch
 from trainables.config import ConfigError
@@ -78,6 +80,44 @@ def findings(tmp_path) -> Findings:
 
 
 # ---------------------------------------------------------------- what is said
+
+
+def test_the_caption_says_the_margin_and_what_is_not_in_the_intervals(findings):
+    said = caption(findings)
+    assert "same: the difference lies within ±0.1, the margin" in said
+    assert "table is trained once for all seeds" in said and "not in the intervals" in said
+    assert "margin" not in caption(Findings(plan(findings.ledger.folder.parent, study(report=(
+        Minimise("test/error"),))), findings.ledger))
+
+
+def test_a_plan_says_what_the_answer_costs_where_the_spread_is_known(tmp_path):
+    report = (Minimise("test/error", margin=0.01),)
+    what = study(report=report, arms={name: ARMS[name] for name in ("plain", "odd & co_")})
+    assert Findings(plan(tmp_path, what), Ledger(tmp_path / "toy")).answer_cost() == ""
+    for cell in plan(tmp_path, what).cells:
+        write(tmp_path, cell, error(cell))
+    known = Findings(plan(tmp_path, what), Ledger(tmp_path / "toy"))
+    more, hours = known.more(report[0])["odd & co_"], known.answer_hours("odd & co_")
+    said = known.answer_cost()
+    assert f"about {more} more seeds of odd & co_, {hours:.2g} CPU hours (in test/error, with 80 % power)" == said
+    assert f"- the answer: {said}" in replace(known.plan, answer=said).lines()
+
+
+def test_a_margin_that_is_typed_makes_equivalence_a_verdict(tmp_path):
+    what = with_margins(study(report=(Minimise("test/error"), Watch("threads"))), ["test/error=0.1"])
+    assert what.report == (Minimise("test/error", margin=0.1), Watch("threads"))
+    for cell in plan(tmp_path, what).cells:
+        write(tmp_path, cell, error(cell))
+    found = Findings(plan(tmp_path, what), Ledger(tmp_path / "toy"))
+    assert found.compared(what.report[0])["odd & co_"].verdict == "same"
+
+
+def test_the_commit_is_that_of_the_cells(findings):
+    assert outcome(findings, {}, "now")["commit"] == "abc"
+    (cell, *_) = findings.plan.cells
+    findings.records[cell.key]["commit"] = "def"
+    said = outcome(findings, {}, "now")
+    assert said["commit"] == "def, abc" and said["arms"][0]["cells"][0]["commit"] == "def"
 
 
 def test_every_arm_has_its_sentence(findings):

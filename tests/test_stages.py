@@ -128,7 +128,7 @@ def test_a_failed_make_leaves_nothing_but_its_lock(context, monkeypatch):
         with pytest.raises(RuntimeError, match="no luck"):
             context.get(Fails())
         assert left(context) == [] and not context.store.has(Fails())
-    assert sorted(path.name for path in context.get(Fails()).iterdir()) == ["part 3", "stage.json"]
+    assert sorted(path.name for path in context.get(Fails()).iterdir()) == ["cost.json", "part 3", "stage.json"]
     assert Fails.resumes == ["", "", ""]
 
 
@@ -139,7 +139,33 @@ def test_a_resumable_stage_is_handed_what_it_left(context, monkeypatch):
             context.get(Resumes())
         assert left(context) == [context.store.unfinished(Resumes()).name] and not context.store.has(Resumes())
     context.get(Resumes())
-    assert Fails.resumes == ["", "part 1", "part 1 part 2"] and left(context) == [key(Resumes())]
+    assert Fails.resumes == ["", "cost.json part 1", "cost.json part 1 part 2"] and left(context) == [key(Resumes())]
+
+
+def test_what_a_result_took_is_kept_without_what_it_asked_for(context, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("trainables.stages.time.perf_counter", lambda: clock[0])
+
+    def takes(seconds: float, fails: bool = False):
+        def make(self, out: Path, context: Context) -> None:
+            for needed in self.needs():
+                context.get(needed)
+            clock[0] += seconds
+            if fails:
+                raise RuntimeError("no luck")
+        return make
+
+    monkeypatch.setattr(Numbers, "make", takes(5.0))
+    monkeypatch.setattr(Sum, "make", takes(2.0))
+    context.get(Sum())
+    context.get(Sum(power=2))
+    assert [context.store.seconds(stage) for stage in (Numbers(), Sum(), Sum(power=2), Sum(power=3))] == [5, 2, 2, 0]
+    monkeypatch.setattr(Fails, "make", takes(3.0, fails=True))
+    with pytest.raises(RuntimeError):
+        context.get(Resumes())
+    monkeypatch.setattr(Fails, "make", takes(4.0))
+    context.get(Resumes())
+    assert context.store.seconds(Resumes()) == 7
 
 
 def test_a_failure_upstream_is_a_failure(context, monkeypatch):

@@ -7,10 +7,12 @@ import fake_trial
 import pytest
 from fake_trial import recipe
 
+from studies.engine.findings import Findings
 from studies.engine.inline import Place, attempt
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, read_from
 from studies.engine.plan import Plan, make_plan
 from studies.engine.provenance import Code
+from studies.engine.stale import superseded
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study
 from trainables.config import override
 from trainables.evaluation.evaluation import Evaluation
@@ -90,6 +92,47 @@ def test_another_version_of_a_stage_is_named(desk, monkeypatch):
     assert "- stale: plain seed 0, fancy seed 0, plain seed 1, fancy seed 1: stage Trained has another version" in \
         changed.lines()
     assert desk.do(changed) == ["Trained", "Sampled", "Scored"]
+
+
+def test_what_other_code_has_replaced_is_superseded_and_no_other_setting_is(desk, monkeypatch):
+    ledger = Ledger(desk.out / "toy")
+    first = {cell.key for cell in desk.plan().cells}
+    assert superseded(desk.plan().cells, ledger.cells(), "laptop") == {}
+    other = desk.plan(assignments=("training.steps=12",))
+    desk.do(other)
+    assert superseded(other.cells, ledger.cells(), "laptop") == {}           # the question was another one
+    monkeypatch.setattr(fake_trial.Scored, "version", 2)
+    newer = desk.plan()
+    assert superseded(newer.cells, ledger.cells(), "laptop") == {}           # not before it is done
+    desk.do(newer)
+    found = superseded(newer.cells, ledger.cells(), "laptop")
+    assert found.keys() == first and set(found.values()) == {cell.key for cell in newer.cells}
+    for old, new in found.items():
+        ledger.supersede(old, new)
+        assert read_from(ledger.outbox(old), 0)[0][-1]["tags"] == {"superseded_by": new}
+    assert superseded(newer.cells, ledger.cells(), "laptop") == {}           # said once
+
+
+def test_a_metric_that_is_added_does_not_make_the_training_cheap(desk, monkeypatch):
+    """Costs are those of the store's clock, which the training's stage has set to an hour."""
+    ledger, store = Ledger(desk.out / "toy"), Store(desk.out / "stages")
+    before = Findings(desk.plan(), ledger)
+    for cell in before.plan.cells:
+        (store.path(cell.trial.samples().checkpoint) / "cost.json").write_text('{"seconds": 3600.0}')
+        record = ledger.cell(cell.key)
+        assert record is not None and record["reused"] == {}                 # it has made everything itself
+        ledger.write_cell(record | {"seconds": 3600.0, "cpu_hours": 1.0})
+    monkeypatch.setattr(fake_trial.Scored, "version", 2)
+    desk.do(desk.plan())
+    plan = desk.plan()
+    after = Findings(plan, ledger)
+    for arm in ARMS:
+        hours = after.cell_hours(arm)
+        assert hours is not None and 1.0 <= hours < 1.5 and plan.history[arm] == pytest.approx(hours * 3600, rel=0.01)
+    assert 4.0 <= after.spent() < 5.0
+    record = ledger.cell(plan.cells[0].key)
+    assert record is not None and record["seconds"] < 1800 and 3600.0 in record["reused"].values()
+    assert not any(name.startswith(("Table", "Words")) for name in record["reused"])        # all seeds share these
 
 
 def test_another_metric_scores_the_samples_that_are_there(desk, monkeypatch):

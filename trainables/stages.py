@@ -12,13 +12,15 @@ is raised by hand when `make` changes its meaning.  A trial pays only for what i
 
 What is promised: `<key>/` appears by one rename, so a reader never sees half a result; processes that ask together
 wait on one lock and one of them makes it; a failed make leaves nothing but its lock (a stage with `resumable = True`
-keeps its unfinished folder, and is handed it again).
+keeps its unfinished folder, and is handed it again).  Beside the result lies cost.json: the seconds that it took,
+without those of what it asked for, so that whoever finds it knows what it has been spared.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,6 +50,7 @@ class Stage(Protocol):
         """Write the result into the empty folder `out` (or, when `resumable`, into what an earlier attempt left)."""
 
 
+COST = "cost.json"
 Make = Callable[[Path, "Context"], None]
 Code = Callable[[type], str]            # a class -> a digest of the code that it stands for
 
@@ -130,6 +133,16 @@ class Store:
                 os.replace(made, done)
         return done
 
+    def seconds(self, stage: Stage) -> float:
+        """What making the result took, without what it asked for; 0 where nobody knows."""
+        here = self.path(stage)
+        if here.exists() or not self.remote:
+            return _seconds(here)
+        try:
+            return float(json.loads(self._fs().cat_file(self._at(f"{self.key(stage)}/{COST}")))["seconds"])
+        except FileNotFoundError:
+            return 0.0
+
     def unfinished(self, stage: Stage) -> Path:
         """Where a resumable stage keeps what it has so far."""
         return self.folder / f"{self.key(stage)}.partial"
@@ -138,9 +151,14 @@ class Store:
         resumable = getattr(stage, "resumable", False)
         work = self.unfinished(stage) if resumable else self.folder / f"{self.key(stage)}.{uuid.uuid4().hex}.tmp"
         work.mkdir(exist_ok=resumable)
+        past, began = _seconds(work), time.perf_counter()
         try:
-            make(work, context)
-            (work / "stage.json").write_text(json.dumps(to_dict(stage), indent=1))
+            try:
+                make(work, context)
+                (work / "stage.json").write_text(json.dumps(to_dict(stage), indent=1))
+            finally:                     # of a training that was stopped, too
+                seconds = past + time.perf_counter() - began - sum(context.waited)
+                (work / COST).write_text(json.dumps({"seconds": seconds}))
             os.replace(work, done)
         finally:
             if not resumable:
@@ -180,6 +198,13 @@ class Store:
         fs.pipe_file(self._marker(stage), json.dumps(names).encode())
 
 
+def _seconds(folder: Path) -> float:
+    try:
+        return float(json.loads((folder / COST).read_bytes())["seconds"])
+    except (OSError, ValueError):        # made before this was kept, or torn by a kill
+        return 0.0
+
+
 def _silent(step: int, metrics: Mapping[str, float]) -> None:
     return None
 
@@ -198,11 +223,16 @@ class Context:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compile_from: int = field(default_factory=asked_to_compile_from)        # steps of a GPU's training; 0: no training
     parallel: Parallel = ALONE                                       # the group that makes this stage, not its needs
+    waited: list[float] = field(default_factory=list, compare=False)         # seconds that what it asked for took
 
     def get(self, stage: Stage, make: Make | None = None) -> Path:
         """The stage's folder.  Its curves carry its `curve` as a prefix: a decoder's loss is not the trial's."""
-        inner, prefix = replace(self, parallel=ALONE), getattr(stage, "curve", "")
+        inner, prefix = replace(self, parallel=ALONE, waited=[]), getattr(stage, "curve", "")
         if prefix:
             inner = replace(inner, record=lambda step, metrics: self.record(
                 step, {f"{prefix}/{name}": value for name, value in metrics.items()}))
-        return self.store.get(stage, inner, make)
+        began = time.perf_counter()
+        try:
+            return self.store.get(stage, inner, make)
+        finally:
+            self.waited.append(time.perf_counter() - began)

@@ -32,7 +32,7 @@ from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.encoders import imported
 from trainables.text.pieces import imported_pieces
 from trainables.text.rows import Row
-from trainables.training.train import Training, arithmetic, load_weights, train
+from trainables.training.train import Stopped, Training, arithmetic, load_weights, train
 
 System = TEncDM | Ld4lg | DiffusionBert | ScoreLm       # the closed set of systems: a sixth is one more name here
 
@@ -190,6 +190,8 @@ class Sampled:
         asked = self.asked(context)
         with open(out / "samples.jsonl", "w", encoding="utf-8") as file:
             for first in range(0, self.sampling.count, self.sampling.batch):
+                if context.should_stop():
+                    raise Stopped(self.checkpoint.training.steps)       # drawn again, from the checkpoint
                 rows = range(first, min(first + self.sampling.batch, self.sampling.count))
                 where = [asked[row % len(asked)] for row in rows]
                 drawn = [self.draw(system, where, f"{first}.{candidate}" if candidate else first, context)

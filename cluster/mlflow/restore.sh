@@ -19,6 +19,14 @@ load() {                            # file, URL
                  pg_restore --no-owner --exit-on-error --single-transaction --dbname="${2/+psycopg2/}" "$1" ;;
   esac
 }
+forget() {                          # the drivers' marks: what was recorded after the backup is sent again
+  local marks="delete from tags where key = 'journal'"
+  case $1 in
+    sqlite:///*) python -c 'import contextlib, sqlite3, sys
+with contextlib.closing(sqlite3.connect(sys.argv[1])) as a, a: a.execute(sys.argv[2])' "${1#sqlite:///}" "$marks" ;;
+    *)           psql -q -v ON_ERROR_STOP=1 "${1/+psycopg2/}" -c "$marks" ;;
+  esac
+}
 if [ "${1:-}" = --if-empty ]; then
   [ -n "$newest" ] || exit 0
   from=$newest
@@ -34,5 +42,6 @@ fi
 [ -n "$from" ] && [ -d "$from" ] || { echo "restore.sh: no backup in $BACKUPS" >&2; exit 1; }
 
 load "$from/runs" "$MLFLOW_BACKEND_STORE_URI"
+forget "$MLFLOW_BACKEND_STORE_URI"
 load "$from/users" "$USERS"
 echo "restore.sh: from $from"

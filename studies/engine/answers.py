@@ -34,6 +34,7 @@ from studies.engine.compare import (
     interval,
     judge,
     needed,
+    needed_not_worse,
     pairs,
     spread,
     testable,
@@ -133,7 +134,9 @@ def _more(claim: Claim, values: Sequence[float], undecided: int) -> int | None:
     """Seeds that would decide it, with 80 % power, at what Holm leaves to each of the undecided."""
     if not testable(values):
         return None
-    wanted = needed(values, claim.margin or None, LEVEL / max(undecided, 1))
+    level = LEVEL / max(undecided, 1)
+    wanted = needed(values, claim.margin or None, level) if "not" not in claim.direction else \
+        needed_not_worse(values, claim.margin, BETTER[claim.direction], level)
     return None if wanted is None else max(wanted - len(values), 1)
 
 

@@ -22,6 +22,7 @@ from studies.engine import answers_report
 from studies.engine.answers import answers
 from studies.engine.claims import Asked, by_study, check_claim, chosen, read_claims
 from studies.engine.cluster import Cluster, find_cluster, settle_environment
+from studies.engine.ending import ending
 from studies.engine.findings import Findings
 from studies.engine.ledger import Ledger
 from studies.engine.live import span
@@ -31,8 +32,7 @@ from studies.engine.plan import Plan
 from studies.engine.provenance import code
 from studies.engine.report import as_json
 from studies.engine.rounds import affordable
-from studies.engine.study import BadInput, Study
-from trainables.config import ConfigError
+from studies.engine.study import Study
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def ask(path: Path, studies: Iterable[str], load: Callable[[str], Study], inquir
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
-    try:
+
+    def work() -> int:
         groups = by_study(chosen(read_claims(path, studies, load), inquiry.only), load)
         for group in groups:
             check(group.study, replace(inquiry.options(group), hours=inquiry.hours))
@@ -101,12 +102,8 @@ def ask(path: Path, studies: Iterable[str], load: Callable[[str], Study], inquir
             return 0
         worst = 0 if cluster is None else run(groups, inquiry, cluster, console)
         return worst if worst > 1 else max(worst, tell(groups, inquiry, console, began))
-    except (BadInput, ConfigError) as error:
-        Console(stderr=True, highlight=False).print(Text(f"error: {error}"), soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print(Text("stopped; the same command continues from here"))
-        return 130
+
+    return ending(work, console)
 
 
 def plan_of(group: Asked, inquiry: Inquiry, cluster: Cluster | None) -> Plan:
@@ -116,7 +113,7 @@ def plan_of(group: Asked, inquiry: Inquiry, cluster: Cluster | None) -> Plan:
 
 def run(groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster, console: Console) -> int:
     """Each study in turn, as far as --hours reaches, on one Ray; the worst exit code.  Bad input and halts end it."""
-    worst = 0
+    worst, begun = 0, False
     with contextlib.ExitStack() as until_the_end:
         for group in groups:
             plan = plan_of(group, inquiry, cluster)
@@ -129,7 +126,8 @@ def run(groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster, console: Co
                 continue
             console.print(Text(f"\n{', '.join(claim.name for claim in group.claims)}", style="bold"), soft_wrap=True)
             until_the_end.enter_context(ray_up(plan, inquiry.out / group.study.name / "ray.log"))
-            worst = max(worst, conduct(group.study, inquiry.options(group, hours=hours)))
+            worst = max(worst, conduct(group.study, inquiry.options(group, hours=hours), answered=begun))
+            begun = True
             if worst > 1:
                 break
     return worst
@@ -137,9 +135,14 @@ def run(groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster, console: Co
 
 def left(group: Asked, groups: Sequence[Asked], inquiry: Inquiry, cluster: Cluster) -> float:
     """What this study may cost in all, what it has cost included, so that all of them keep to --hours."""
-    spent = [Findings(plan_of(each, inquiry, cluster), Ledger(inquiry.out / each.study.name)).spent()
-             for each in groups]
-    return max((inquiry.hours or 0.0) - sum(spent), 0.0) + spent[groups.index(group)]
+    found = [Findings(plan_of(each, inquiry, cluster), Ledger(inquiry.out / each.study.name)) for each in groups]
+    made = {stage for findings in found for record in findings.records.values() for stage in record.get("stages", ())
+            if stage not in record.get("reused", ())}
+    spent = sum(findings.spent() for findings in found)
+    for findings in found:               # what one study has trained and another has found was paid once
+        spent -= sum(hours for stage, hours in findings.spared.items() if stage in made)
+        made |= findings.spared.keys()
+    return max((inquiry.hours or 0.0) - spent, 0.0) + found[groups.index(group)].spent()
 
 
 def affords(group: Asked, hours: float, inquiry: Inquiry, cluster: Cluster) -> bool:

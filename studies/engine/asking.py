@@ -151,7 +151,7 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         cell, result = trial.config["made"], trial.last_result or {}
-        record = self.place.ledger.cell(cell.key)
+        record = inline.told(result, cell, self.place)
         if result.get("status") == inline.FULL:
             self.halt(cell, result.get("reason", ""))
         elif result.get("status") == "stopped":

@@ -123,6 +123,13 @@ def find_cluster() -> Cluster:
     return Cluster("local", ((float(cores), float(torch.cuda.device_count())),))
 
 
+def dashboard() -> str | None:
+    """The cluster that RAY_ADDRESS names by its dashboard's URL, as `ray job submit` has it: what --on takes.  Taken
+    out of the environment, where a driver would look for host:port."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return os.environ.pop("RAY_ADDRESS") if address.startswith(("http://", "https://")) else None
+
+
 def shape(address: str) -> Cluster:
     """The nodes of the cluster that this process has joined."""
     import ray
@@ -229,6 +236,9 @@ def _left_by_ray_start() -> str | None:
 
 
 def _knock(address: str) -> None:
+    if address.startswith(("http://", "https://")):
+        raise BadInput(f"RAY_ADDRESS: {address} is a dashboard, to which a study is sent whole: --on {address}, where "
+                       "the command has it; else host:port of the cluster itself")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise BadInput(f"RAY_ADDRESS: {address!r} is not host:port")

@@ -188,6 +188,20 @@ def needed(values: Sequence[float], margin: float | None = None, level: float = 
     return min((n for n in ways if n is not None), default=None)
 
 
+def needed_not_worse(values: Sequence[float], margin: float, better: int, level: float = LEVEL) -> int | None:
+    """The same for a study that asks whether it is no worse by more than the margin: a one-sided question, or, where
+    the mean is worse, whether it is certainly so.   better: +1 where more is"""
+    mean, sigma = better * math.fsum(values) / len(values), spread(values)
+    if sigma == 0:
+        return None
+    ways = []
+    if mean > -margin:
+        ways.append(_first(lambda n: noninferiority_power(n, mean / sigma, margin / sigma, level)))
+    if mean < 0:
+        ways.append(_first(lambda n: difference_power(n, mean / sigma, level)))
+    return min((n for n in ways if n is not None), default=None)
+
+
 def difference_power(n: int, effect: float, level: float = LEVEL) -> float:
     """P(a two-sided t test over n pairs finds the effect, which is in standard deviations)."""
     from statsmodels.stats.power import TTestPower
@@ -198,6 +212,12 @@ def difference_power(n: int, effect: float, level: float = LEVEL) -> float:
     # Of large effects at few seeds scipy's noncentral t knows nothing: averaged over the quantiles of the spread.
     bar = stats.t.ppf(1 - level / 2, n - 1) * _spreads(n)
     return float(np.mean(stats.norm.sf(bar - abs(effect) * math.sqrt(n))))
+
+
+def noninferiority_power(n: int, effect: float, margin: float, level: float = LEVEL) -> float:
+    """P(a one-sided t test over n pairs finds a mean that is not below -margin); both in standard deviations."""
+    bar = stats.t.ppf(1 - level, n - 1) * _spreads(n)
+    return float(np.mean(stats.norm.sf(bar - (effect + margin) * math.sqrt(n))))
 
 
 def equivalence_power(n: int, effect: float, margin: float, level: float = LEVEL) -> float:

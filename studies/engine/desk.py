@@ -22,7 +22,7 @@ GRACE = 10.0                            # seconds that ranks may need longer tha
 IDLE = 10.0                             # seconds without work after which a group gives its places back
 DIE, LEAVE = "die", "leave"
 
-Outcome = dict[str, Any]                # {"status", "reason"}; status as in the ledger, or "dead"
+Outcome = dict[str, Any]                # {"status", "reason", "record", "given"}; status as in the ledger, or "dead"
 
 
 @dataclass
@@ -113,6 +113,7 @@ class Desk:
         if job is None or job.number != number:
             return
         group.told[rank] = outcome
+        group.leaving = group.leaving or bool(outcome.get("given"))           # one of its processes was told to end
         if rank == 0:
             if outcome["status"] == "stopped" and group.leaving:      # it made room for a group of another size
                 self._again(job)

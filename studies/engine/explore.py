@@ -174,8 +174,9 @@ def search(plan: Plan, searches: Mapping[str, Search], options: Options, ledger:
     if leads:
         from studies.engine.tracking import Shipper, Tracking, parent_story
 
+        tracking = Tracking(plan.study.name, options.out)
         with quiet(ledger.folder / "ray.log"):
-            tracking = Tracking(plan.study.name, options.out)
+            tracking.insist()
         guardian = Guardian(plan.study.name, ledger.folder, options.out)
         story = parent_story(ledger, plan, code())
         shipping = Shipper(tracking, ledger.folder / "outbox")

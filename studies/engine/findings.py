@@ -5,6 +5,7 @@
 """
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from studies.engine.factors import Anova, Effect, Levels, anova, effects
 from studies.engine.ledger import Ledger, Record, curves
 from studies.engine.plan import Cell, Plan
 from studies.engine.study import Maximise, Metric, Minimise, Watch
+from trainables.stages import upstream
 
 NOTE = 90                               # characters of a reason that fit into a note
 
@@ -146,9 +148,28 @@ class Findings:
         for cell in self.plan.cells:
             for stage in self.records.get(cell.key, {}).get("stages", ()):
                 users.setdefault(stage, []).append(cell.arm)
-        own = sum(self.records[cell.key][self._unit] for cell in self.cells(arm) if cell.key in self.records)
+        own = sum(self.cost(cell) for cell in self.cells(arm) if cell.key in self.records)
         return own + sum(self.stages[stage][self._unit] * arms.count(arm) / len(arms)
                          for stage, arms in users.items() if stage in self.stages)
+
+    def cost(self, cell: Cell) -> float:
+        """GPU (CPU) hours of a cell that has ended: what it held, and its part of what it found made before, which
+        its seed alone stands on: a metric that is added does not make a training cheap."""
+        record = self.records[cell.key]
+        return record[self._unit] + sum(self.spared[stage] / self._finders[stage] for stage in record.get("reused", ())
+                                        if stage in self.spared)
+
+    @functools.cached_property
+    def spared(self) -> dict[str, float]:
+        """Stage -> the hours of what cells found made, and no cell of the plan nor the study itself has paid."""
+        paid = self.stages.keys() | {stage for record in self.records.values() for stage in record.get("stages", ())
+                                     if stage not in record.get("reused", ())}
+        return {stage: seconds / 3600 * self.plan.share for record in self.records.values()
+                for stage, seconds in record.get("reused", {}).items() if stage not in paid}
+
+    @functools.cached_property
+    def _finders(self) -> Counter[str]:
+        return Counter(stage for record in self.records.values() for stage in record.get("reused", ()))
 
     @property
     def _unit(self) -> str:
@@ -160,7 +181,7 @@ class Findings:
 
     def cell_hours(self, arm: str) -> float | None:
         """What one more seed of the arm costs; None: none of its cells has ended well."""
-        known = [self.records[cell.key][self._unit] for cell in self.cells(arm) if self.status(cell) == "done"]
+        known = [self.cost(cell) for cell in self.cells(arm) if self.status(cell) == "done"]
         return sum(known) / len(known) if known else None
 
     def answer_hours(self, arm: str) -> float | None:
@@ -170,6 +191,29 @@ class Findings:
         if more is None or own is None or base is None:
             return None
         return more * own + max(self.done(arm) + more - self.done(self.plan.base), 0) * base
+
+    def answer_cost(self) -> str:
+        """How many more seeds each open arm needs and what they cost, in words; "" where no spread is known yet."""
+        if self.deciding is None:
+            return ""
+        parts = []
+        for arm, found in self.compared(self.deciding).items():
+            more, hours = self.more(self.deciding).get(arm), self.answer_hours(arm)
+            if more is not None:
+                cost = f", {self.plan.budget.spell(hours, self.plan.unit)}" if hours is not None else ""
+                parts.append(f"about {more} more seed{'s' if more > 1 else ''} of {arm}{cost}")
+            elif found.verdict == "open" and found.difference.n > 1:
+                parts.append(f"{arm} is out of reach of seeds")
+        return "; ".join(parts) + (f" (in {self.deciding.metric}, with 80 % power)" if parts else "")
+
+    def trained_once(self) -> list[str]:
+        """What was trained for a system beforehand, once for all seeds of an arm: encoders, decoders."""
+        kinds: dict[str, None] = {}
+        for cell in {cell.arm: cell for cell in self.plan.cells}.values():
+            own = set(cell.own())
+            named = {stage: getattr(stage, "curve", "") for stage in upstream(cell.samples()) if stage not in own}
+            kinds |= {name.replace("_", " "): None for name in named.values() if name}
+        return list(kinds)
 
     # -- what went wrong, what is best
 

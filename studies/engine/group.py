@@ -10,6 +10,7 @@ from its checkpoint.  When nodes come, groups that are smaller than they could b
 The driver owns the groups: when it ends, Ray takes all their places back.
 """
 
+import json
 import shutil
 import threading
 import time
@@ -18,11 +19,13 @@ from typing import Any
 import ray
 from ray import train, tune
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.util import remove_placement_group
 
 from studies.engine import inline
 from studies.engine.admission import Capacity
 from studies.engine.desk import Desk, Outcome
+from studies.engine.halt import listen
 from studies.engine.inline import Place, give_up, one_line
 from studies.engine.ledger import Record
 from studies.engine.plan import Cell, Shared
@@ -47,14 +50,34 @@ class GroupCell(tune.Trainable):
     def step(self) -> dict[str, Any]:
         outcome = _ask(self.desk.do.remote(self.cell.key, self.cell))
         if outcome["status"] in ("dead", "error"):           # no worker lived to tell, or could
-            give_up(self.cell, self.place, outcome["reason"])
-        return {"status": outcome["status"], "reason": outcome["reason"], "done": True}
+            outcome |= {"record": json.dumps(give_up(self.cell, self.place, outcome["reason"]))}
+        return outcome | {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: stages keep what is worth keeping."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: running the cell again is the resume."""
+
+
+class Listening(_TorchBackend):
+    """Torch's process group, in workers to whom SIGTERM is a notice.
+
+    A worker trains in a thread, where no signal arrives; Ray Train runs this in its main thread, and asks there how it
+    is five times a second, which is when Python sees the signal.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(listen)
+        super().on_start(worker_group, backend_config)
+
+
+class ListeningTorch(TorchConfig):
+    """What makes Ray Train use it."""
+
+    @property
+    def backend_cls(self) -> type[Listening]:
+        return Listening
 
 
 # ---------------------------------------------------------------- the driver's side
@@ -196,7 +219,7 @@ def fit(name: str, size: int, place: Place, desk: Any) -> str:
     try:
         TorchTrainer(
             serve, train_loop_config={"name": name, "place": place, "desk": desk},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus and _has_accelerators() else "gloo"),
+            torch_config=ListeningTorch(backend="nccl" if resources.gpus and _has_accelerators() else "gloo"),
             scaling_config=train.ScalingConfig(num_workers=size, use_gpu=resources.gpus > 0,
                                                resources_per_worker=holds),
             run_config=train.RunConfig(
@@ -229,7 +252,7 @@ def stage_record(shared: Shared, place: Place, desk: Any) -> Record:
     outcome: Outcome = _ask(desk.do.remote(f"stage-{shared.key}", shared))
     if outcome["status"] == inline.FULL:
         raise OSError(outcome["reason"])
-    record = place.ledger.stage(shared.key)
+    record = json.loads(outcome["record"]) if "record" in outcome else place.ledger.stage(shared.key)
     if outcome["status"] in ("dead", "stopped") or record is None:
         status = "stopped" if outcome["status"] == "stopped" else "failed"
         return {"key": shared.key, "kind": type(shared.stage).__name__, "status": status,

@@ -91,13 +91,9 @@ def wake(study: str, folder: Path, out: Path) -> None:
 
 def ship(study: str, folder: Path, out: Path, alive: set[str]) -> str:
     """Ship everything and end the runs of the dead; what is in the way, or nothing."""
-    from studies.engine.study import BadInput
     from studies.engine.tracking import Shipper, Tracking
 
-    try:
-        tracking = Tracking(study, out)
-    except BadInput as error:
-        return str(error)
+    tracking = Tracking(study, out)
     shipper = Shipper(tracking, folder / "outbox")
     if not shipper.close():
         return shipper.problem

@@ -2,7 +2,7 @@
 
     peer_lost            a worker of a group is gone, and the others noticed in the middle of a collective
     Halt                 the world must be mended first (a full disk): exit code 3, the same command continues
-    Notice, notices      a process was told to make room (SIGTERM): work saves itself at its next step and is run again;
+    notices, listen      a process was told to make room (SIGTERM): work saves itself at its next step and is run again;
                          that is nobody's failure
 """
 
@@ -59,20 +59,28 @@ class Notice:
 GIVEN = Notice()                         # to this process
 
 
+def listen() -> None:
+    """From now on SIGTERM is a notice.  For a process whose work is done in another thread than the main one, which
+    calls this, and comes by now and then."""
+    signal.signal(signal.SIGTERM, _note)
+
+
+def _note(number: int, frame: Any) -> None:
+    GIVEN.event.set()
+
+
 @contextlib.contextmanager
 def notices() -> Iterator[Notice]:
     """While work is done in here, SIGTERM is a notice; outside it means what it meant before.
 
-    In a thread that is not the main one nothing is changed: Python handles signals in the main thread only.
+    In a thread that is not the main one nothing is changed, since Python handles signals in the main thread only: the
+    workers of a group `listen` instead.
     """
     if threading.current_thread() is not threading.main_thread():
         yield GIVEN
         return
 
-    def note(number: int, frame: Any) -> None:
-        GIVEN.event.set()
-
-    before = signal.signal(signal.SIGTERM, note)
+    before = signal.signal(signal.SIGTERM, _note)
     try:
         yield GIVEN
     finally:

@@ -111,7 +111,10 @@ class GivenUp(Exception):
 
 
 def give_up(cell: Cell, place: Place, reason: str, status: str = "failed") -> Record:
-    """Record a cell whose own worker cannot."""
+    """Record a cell whose own worker cannot.  One that has finished, whatever it looks like from here, has finished."""
+    if (record := place.ledger.finished(cell.key)) is not None:
+        return record
+
     def produce(context: Context) -> Path:
         raise GivenUp(reason, status)
 
@@ -120,8 +123,11 @@ def give_up(cell: Cell, place: Place, reason: str, status: str = "failed") -> Re
 
 def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Record:
     """Do a cell and say what became of it.  `produce` returns the folder that holds metrics.json."""
-    outbox = Outbox(place.ledger.outbox(cell.key))
+    outbox, store = Outbox(place.ledger.outbox(cell.key)), place.open_store()
+    own = {store.key(stage): stage for stage in cell.own()}
+    found = [name for name, stage in own.items() if store.has(stage)] if outbox.found is None else outbox.found
     outbox.start(key=cell.key, name=place.titled(cell.name), params=flat(cell.trial), tags=_tags(cell, place),
+                 found=found,
                  data={"name": place.data, "digest": fingerprint(cell.trial.data), "config": to_dict(cell.trial.data)},
                  texts={"config.json": json.dumps(to_dict(cell.trial), indent=1)})
     started, clock = time.time(), time.perf_counter()
@@ -130,7 +136,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
         "seed": cell.seed, "split": cell.split, "attempt": outbox.attempt,
         "commit": place.code.commit, "dirty": bool(place.code.diff),
         "host": socket.gethostname(), "trial": to_dict(cell.trial),
-        "stages": list(map(place.open_store().key, cell.stages())),
+        "stages": list(map(store.key, cell.stages())),
+        "reused": {name: store.seconds(own[name]) for name in found if name in own},
         "status": "done", "reason": "", "metrics": {}, "samples": [], "real": []}
     trace, files, stop, notice, room = "", [], place.stop(cell.key), place.notice, place.room(cell.key)
     room.clear()
@@ -215,13 +222,20 @@ class InlineCell(tune.Trainable):
                 raise
             return {"status": FULL, "reason": one_line(error), "done": True}
         self.spoilt = given() or "CUDA error" in record["reason"]
-        return {"status": record["status"], "done": True}
+        return {"status": record["status"], "record": json.dumps(record), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: stages keep what is worth keeping."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: running the cell again is the resume."""
+
+
+def told(result: dict[str, Any], cell: Cell, place: Place) -> Record | None:
+    """The record of a cell that has come to an end: its worker sends it along, since a file system of many nodes may
+    show it later.  Taken out of the result, which Tune keeps."""
+    sent = result.pop("record", None)
+    return json.loads(sent) if sent else place.ledger.cell(cell.key)
 
 
 def chosen(config: dict, cells: dict[str, Cell]) -> Cell:

@@ -1,6 +1,6 @@
 """The ledger: one record per cell, for ever, and the outbox in which a cell tells its story.
 
-    <study>/cells/<key>.json       what became of a cell: written once, whole, by whoever ran it
+    <study>/cells/<key>.json       what became of a cell: written whole, by whoever ran it
     <study>/stages/<key>.json      what a shared stage cost
     <study>/outbox/<key>.jsonl     start, metrics by step ("again": what supersedes them), end: read by the live view
                                    and by the MLflow shipper
@@ -9,6 +9,7 @@ The worker writes its own record, so a driver that dies forgets nothing.  These 
 node sees.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -31,6 +32,14 @@ class Ledger:
         """The record of a cell, None before its first end."""
         return _read(self.folder / "cells" / f"{key}.json")
 
+    def finished(self, key: str) -> Record | None:
+        """The record of a cell that needs no further run.  Over NFS a name that was absent a moment ago may be
+        remembered as absent; a listing of its folder asks the server."""
+        with contextlib.suppress(FileNotFoundError):
+            os.listdir(self.folder / "cells")
+        record = self.cell(key)
+        return record if record is not None and record["status"] in FINISHED else None
+
     def cells(self) -> list[Record]:
         """Every cell that ever ended, whatever the study compares today."""
         return [record for path in sorted(self.folder.glob("cells/*.json")) if (record := _read(path))]
@@ -49,6 +58,15 @@ class Ledger:
     def write_stage(self, record: Record) -> None:
         _write(self.folder / "stages" / f"{record['key']}.json", record)
 
+    def supersede(self, old: str, new: str) -> None:
+        """Note that another cell has replaced a cell, in its record and in its story, which MLflow hears."""
+        record = self.cell(old)
+        if record is not None and record.get("superseded_by") != new:
+            story = Outbox(self.outbox(old))
+            story.write("tags", tags={"superseded_by": new})
+            story.close()
+            self.write_cell(record | {"superseded_by": new})
+
     def outbox(self, key: str) -> Path:
         return self.folder / "outbox" / f"{key}.jsonl"
 
@@ -64,6 +82,7 @@ class Outbox:
 
     def __init__(self, path: Path):
         self.path, self.attempt, self.spent = path, 1, 0.0
+        self.found: list[str] | None = None          # what the first attempt found made, where there was one
         self.past: Curves | None = None              # what stands here; None: to be read
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -77,6 +96,7 @@ class Outbox:
             now = line["t"]
             if line["kind"] == "start":
                 begun, self.attempt = now, line["attempt"] + 1
+                self.found = line.get("found") if self.found is None else self.found
             elif line["kind"] == "end":
                 self.spent, begun = line["seconds"], None
             if begun is not None and line["kind"] != "start":

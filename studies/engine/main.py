@@ -22,18 +22,20 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import formats, page, report, rounds, search_page
-from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
+from studies.engine import formats, page, report, rounds, search_page, stale
+from studies.engine.cluster import Cluster, dashboard, find_cluster, quiet, settle_environment, shape, start_local
 from studies.engine.cluster_file import elsewhere
+from studies.engine.ending import ending
 from studies.engine.guardian import Guardian, leading
-from studies.engine.halt import Halt, disk_full
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
-from studies.engine.options import Options, check, check_world, open_store, prepare
+from studies.engine.options import Options, check, check_world, open_store, prepare, with_margins
 from studies.engine.plan import Plan
 from studies.engine.provenance import code
+from studies.engine.selection import candidates
 from studies.engine.study import BadInput, Study
 from studies.engine.sweep import sweep_store, sweep_study
+from studies.engine.tracking import PARENT, Shipper, Tracking, parent_story, run_ids, shown, tracking_uri
 from trainables.config import ConfigError
 
 
@@ -55,6 +57,12 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         assignments: Annotated[list[str] | None, typer.Option(
             "--set", help="path=value, in every arm; again for more.")] = None,
         workers: Annotated[int | None, typer.Option(help="Workers per trial, joined by Ray Train.")] = None,
+        least: Annotated[int | None, typer.Option(
+            help="Workers that a trial makes do with while the cluster has no more; without it, all.")] = None,
+        gpus: Annotated[float | None, typer.Option(
+            help="GPUs per worker; a fraction, such as .5, where a trial has one worker.")] = None,
+        margin: Annotated[list[str] | None, typer.Option(
+            help="metric=value: differences within it do not matter; again for more metrics.")] = None,
         out: Annotated[Path, typer.Option(
             envvar="PALIMPSEST_OUT", help="Where results go; on a cluster, where every node sees it.")] =
         Path("results"),
@@ -80,73 +88,73 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         options = Options(
             scale=scale, data=data, test_data=test_data, seeds=seeds, arms=arms, assignments=tuple(assignments or ()),
             workers=workers, out=out.absolute(), store=store, json=json, dry_run=dry_run, report=report,
-            decide=decide, hours=hours, price=price, tune=tune, by_code=by_code)
+            decide=decide, hours=hours, price=price, tune=tune, by_code=by_code, least=least, gpus=gpus,
+            margins=tuple(margin or ()))
         raise typer.Exit(conduct(study, options, on, stop))
 
     app(args=arguments, prog_name=f"{study.name}.py")
 
 
-def conduct(study: Study, options: Options, on: str | None = None, stop: bool = False) -> int:
-    """Everything between the command line and the exit code; on the cluster that `on` names, where it is not here."""
+def conduct(study: Study, options: Options, on: str | None = None, stop: bool = False, answered: bool = False) -> int:
+    """Everything between the command line and the exit code; on the cluster that `on` names, where it is not here.
+
+    answered: the tracking server has answered this command before, for another study
+    """
     began = time.time()
     settle_environment()
     before = signal.signal(signal.SIGTERM, _as_interrupt)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160             # a log has no edge that a table could respect
-    try:
-        if (there := elsewhere(on, stop)) is not None:
+
+    def work() -> int:
+        if (there := elsewhere(on or dashboard(), stop)) is not None:
             from studies.engine import remote
 
             return remote.conduct(study, options, there, stop)
-        check(study, options)
-        if options.tune is not None:
-            from studies.engine.tuning import nuisance
+        return conduct_here(study, options, console, began, answered)
 
-            study = study.searching(nuisance(study.report, options.tune))
-        ledger = Ledger(options.out / study.name)
-        cluster = None if options.report else find_cluster()
-        if study.tune is not None:
-            from studies.engine import explore  # and Optuna with it
-
-            settled = explore.tuned(study, options, ledger, cluster, console)
-            if settled is None:
-                return 0
-            study, options = settled, replace(options, arms=None)       # it has the arms that were asked for
-        plan = prepare(study, options, ledger, cluster)
-        if options.dry_run:
-            console.print(Text("\n".join(plan.lines())), soft_wrap=True)
-            warn(plan, options, cluster, console)
-            return 0
-        if not options.report:
-            assert cluster is not None
-            with alone(ledger.folder, console):
-                if options.decide or options.hours is not None:
-                    plan = in_rounds(study, plan, options, ledger, cluster, console)
-                else:
-                    carry_out(plan, options, ledger, cluster, console)
-                    rounds.remember(ledger, plan, {})
-                register(plan, options, ledger, console)
-            remember(plan, options, ledger, cluster, console)
-        return tell(plan, options, ledger, console, began)
-    except (BadInput, ConfigError) as error:
-        Console(stderr=True, highlight=False).print(Text(f"error: {error}"), soft_wrap=True)
-        return 2
-    except Halt as error:
-        Console(stderr=True, highlight=False).print(Text(f"halted: {error}"), soft_wrap=True)
-        return 3
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        Console(stderr=True, highlight=False).print(Text(
-            f"halted: a disk is full ({error}).  Make room, and the same command continues"), soft_wrap=True)
-        return 3
-    except KeyboardInterrupt:
-        console.print(Text("stopped; the same command continues from here"))
-        return 130
+    try:
+        return ending(work, console)
     finally:
         give_back()
         signal.signal(signal.SIGTERM, before)
+
+
+def conduct_here(study: Study, options: Options, console: Console, began: float, answered: bool) -> int:
+    """The command itself: search, plan, run, report.   BadInput, ConfigError, Halt, OSError, KeyboardInterrupt"""
+    check(study, options)
+    study, options = with_margins(study, options.margins), replace(options, typed=options.words())
+    if options.tune is not None:
+        from studies.engine.tuning import nuisance
+
+        study = study.searching(nuisance(study.report, options.tune))
+    ledger, tracking = Ledger(options.out / study.name), Tracking(study.name, options.out, answered)
+    cluster = None if options.report else find_cluster()
+    if study.tune is not None:
+        from studies.engine import explore  # and Optuna with it
+
+        settled = explore.tuned(study, options, ledger, cluster, console)
+        if settled is None:
+            return 0
+        study, options = settled, replace(options, arms=None)           # it has the arms that were asked for
+        tracking.answered = True                                        # the search has insisted
+    plan = prepare(study, options, ledger, cluster)
+    if options.dry_run:
+        console.print(Text("\n".join(plan.lines())), soft_wrap=True)
+        warn(plan, options, cluster, console)
+        return 0
+    if not options.report:
+        assert cluster is not None
+        with alone(ledger.folder, console):
+            if options.decide or options.hours is not None:
+                plan = in_rounds(study, plan, options, ledger, cluster, console, tracking)
+            else:
+                carry_out(plan, options, ledger, cluster, console, tracking)
+                rounds.remember(ledger, plan, {})
+            register(plan, options, ledger, console)
+        remember(plan, options, ledger, cluster, console)
+    return tell(plan, options, ledger, console, began)
 
 
 def warn(plan: Plan, options: Options, cluster: Cluster | None, console: Console) -> None:
@@ -168,34 +176,32 @@ def alone(folder: Path, console: Console) -> Iterator[None]:
         yield
 
 
-def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console,
-              header: bool = True) -> None:
-    """Run what is missing, and ship to MLflow what it tells."""
-    from studies.engine.tracking import PARENT, Shipper, Tracking, parent_story
-
+def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console, tracking: Tracking,
+              header: bool = True, last: bool = True) -> None:
+    """Run what is missing, and ship to MLflow what it tells.   last: then judge who of the best arm is registered"""
     if header:
         console.print(Text("\n".join(plan.head())), soft_wrap=True)
     log = ledger.folder / "ray.log"
     with quiet(log):
-        tracking = Tracking(plan.study.name, options.out)
+        tracking.insist()
     guardian = Guardian(plan.study.name, ledger.folder, options.out)
     source = code()
     story = parent_story(ledger, plan, source)
     shipper = Shipper(tracking, ledger.folder / "outbox")
     if shipper.drain():
         tracking.settle({PARENT, *(cell.key for cell in plan.missing)})       # it runs, as they will
-        tracking.supersede({old.key: key for key, old in plan.stale.items()})
     sweep_study(ledger.folder)
     sweep_store(open_store(options))
     shipper.start()
     status = "stopped"
     try:
-        if plan.missing:
-            run_missing(plan, options, ledger, cluster, log, source)
+        run_missing(plan, options, ledger, cluster, log, source, last)
         findings = report.Findings(plan, ledger)
         status = "failed" if findings.failed() else "done"
     finally:
         sweep_store(open_store(options))         # of workers that were killed
+        for old, new in stale.superseded(plan.cells, ledger.cells(), plan.scale).items():
+            ledger.supersede(old, new)
         shipper.drain()
         write_report(plan, options, ledger, tracking.runs)
         story.end(status, 0.0, texts={name: (ledger.folder / name).read_text(encoding="utf-8")
@@ -210,7 +216,8 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         guardian.farewell()
 
 
-def in_rounds(study: Study, plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console) -> Plan:
+def in_rounds(study: Study, plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, console: Console,
+              tracking: Tracking) -> Plan:
     """Wave after wave, until every arm is decided or the budget is spent; one Ray for all of them."""
     def again(seeds: Mapping[str, int] | None) -> Plan:
         return plan if seeds is None else prepare(study, options, ledger, cluster, seeds)
@@ -226,11 +233,10 @@ def in_rounds(study: Study, plan: Plan, options: Options, ledger: Ledger, cluste
                 say("\n".join(plan.head()))
                 until_the_end.enter_context(ray_up(plan, ledger.folder / "ray.log"))
             begun.append(wave)
-            carry_out(wave, options, ledger, cluster, console, header=False)
+            carry_out(wave, options, ledger, cluster, console, tracking, header=False, last=False)
 
         ended = rounds.pursue(again, go, ledger, cluster.trials(plan.resources), say)
-        if not begun:
-            carry_out(ended.only([]), options, ledger, cluster, console)          # ships what MLflow has not taken yet
+        carry_out(ended.only([]), options, ledger, cluster, console, tracking, header=not begun)
     for line in rounds.saved(report.Findings(ended, ledger)):
         say(line)
     return ended
@@ -254,8 +260,17 @@ def ray_up(plan: Plan, log: Path) -> Iterator[None]:
                 ray.shutdown()
 
 
-def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, log: Path, source: Any) -> None:
-    """Start Ray where it is not there, run, and end what was started."""
+def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, log: Path, source: Any,
+                last: bool) -> None:
+    """Start Ray where it is not there, run, judge the candidates where it is the last of its command, and end what was
+    started."""
+    def judging() -> Plan:
+        """Nothing but the validation scores that the choice of the best model still lacks."""
+        lacking = candidates(report.Findings(plan, ledger), open_store(options)) if last else ()
+        return replace(plan.only([]), shared=lacking)
+
+    if not plan.missing and not judging().shared:
+        return
     with quiet(log) as user:
         import ray
 
@@ -269,8 +284,10 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         try:
             start_local(plan.resources)
             signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
-            with View(plan, ledger, console) as view:
-                run(plan, place, shape(cluster.address), view)
+            for part in (lambda: plan, judging):
+                if (todo := part()).missing or todo.shared:
+                    with View(todo, ledger, console) as view:
+                        run(todo, place, shape(cluster.address), view)
         finally:
             if ours:
                 give_back()
@@ -282,7 +299,8 @@ def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, s
     findings = report.Findings(plan, ledger)
     result = report.as_json(report.outcome(findings, runs, code().commit))
     ledger.folder.mkdir(parents=True, exist_ok=True)
-    (ledger.folder / "plan.md").write_text("\n".join(plan.lines()) + "\n", encoding="utf-8")
+    said = replace(plan, answer=findings.answer_cost()).lines()
+    (ledger.folder / "plan.md").write_text("\n".join(said) + "\n", encoding="utf-8")
     (ledger.folder / "outcome.json").write_text(result, encoding="utf-8")
     sections = [*page.sections(findings, runs, run_link(options.out)), *search_page.sections(ledger.folder)]
     for name, text in {"table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
@@ -295,8 +313,6 @@ def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, s
 
 def run_link(out: Path) -> Callable[[str], str]:
     """Where a browser finds a run: on the tracking server, or on `make ui`'s."""
-    from studies.engine.tracking import shown, tracking_uri
-
     uri = shown(tracking_uri(out)).rstrip("/")
     base = uri if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
     return lambda run: f"{base}/#/runs/{run}"
@@ -325,8 +341,6 @@ def register(plan: Plan, options: Options, ledger: Ledger, console: Console) -> 
 
 def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: float) -> int:
     """Print the table, the best arm's texts, and where to look next."""
-    from studies.engine.tracking import run_ids, shown, tracking_uri
-
     findings = write_report(plan, options, ledger, run_ids(ledger.folder / "outbox", options.out))
     console.print()
     console.print(report.rich_table(findings))
@@ -346,10 +360,16 @@ def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: 
                        f"table and samples   {ledger.folder / 'table.md'}\n"
                        f"for programs        {ledger.folder / 'outcome.json'}\n"
                        f"{best_model(ledger)}"
-                       f"curves, parameters  mlflow ui --host 127.0.0.1 --backend-store-uri "
-                       f"{shlex.quote(shown(tracking_uri(options.out)))}\n"
+                       f"curves, parameters  {browse(options.out)}\n"
                        f"{span(time.time() - began)}"), soft_wrap=True)
     return 1 if findings.failed() else 0
+
+
+def browse(out: Path) -> str:
+    """What shows the runs: the server's page, or the command that serves the file."""
+    uri = shown(tracking_uri(out))
+    return uri if uri.startswith(("http://", "https://")) else \
+        f"mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(uri)}"
 
 
 def best_model(ledger: Ledger) -> str:

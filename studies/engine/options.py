@@ -2,8 +2,9 @@
 
 import math
 import os
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from studies.engine.budget import Budget
 from studies.engine.cluster import IN_A_JOB, Cluster, choose_scale
 from studies.engine.code_version import current
 from studies.engine.decide import FIRST, Rule
+from studies.engine.findings import Findings
 from studies.engine.ledger import Ledger
 from studies.engine.plan import Plan, make_plan
 from studies.engine.provenance import ROOT
 from studies.engine.rounds import first_seeds, remembered
-from studies.engine.study import BadInput, Checks, Study, Watch
+from studies.engine.study import BadInput, Checks, Resources, Study, Watch
 from trainables.config import ConfigError, near
 from trainables.stages import Context, Store
 
@@ -42,6 +44,21 @@ class Options:
     price: float | None = None
     tune: int | None = None
     by_code: bool = False
+    least: int | None = None
+    gpus: float | None = None
+    margins: tuple[str, ...] = ()       # metric=value
+    typed: tuple[str, ...] | None = None        # `words` of the whole command, where a part of it is done
+
+    def words(self) -> tuple[str, ...]:
+        """What decides the results, as it is typed; not where they go, nor what is printed of them."""
+        said = {"--data": self.data, "--test-data": self.test_data, "--seeds": self.seeds, "--arms": self.arms,
+                "--workers": self.workers, "--least": self.least, "--gpus": self.gpus, "--tune": self.tune,
+                "--hours": self.hours}
+        words = [word for flag, value in said.items() if value is not None
+                 for word in (flag, f"{value:g}" if isinstance(value, float) else str(value))]
+        words += [word for text in self.assignments for word in ("--set", text)]
+        words += [word for text in self.margins for word in ("--margin", text)]
+        return (*words, *(flag for flag, on in (("--decide", self.decide), ("--by-code", self.by_code)) if on))
 
 
 def check(study: Study, options: Options) -> None:
@@ -50,6 +67,11 @@ def check(study: Study, options: Options) -> None:
         raise BadInput(f"--seeds: at least 1, not {options.seeds}")
     if options.workers is not None and options.workers < 1:
         raise BadInput(f"--workers: at least 1, not {options.workers}")
+    if options.least is not None and options.least < 1:
+        raise BadInput(f"--least: at least 1, not {options.least}")
+    if options.gpus is not None and not 0 <= options.gpus < math.inf:
+        raise BadInput(f"--gpus: no negative number, not {options.gpus:g}")
+    with_margins(study, options.margins)
     if options.tune is not None and (options.tune < 1 or study.tune is not None):
         raise BadInput(f"--tune: at least 1 point, not {options.tune}" if study.tune is None else
                        f"--tune: {study.name} is a search already; --trials sets its points")
@@ -96,6 +118,40 @@ def chosen_arms(study: Study, options: Options) -> list[str]:
     return sorted(asked, key=lambda name: list(study.arms).index(name) if name in study.arms else -1)
 
 
+def with_margins(study: Study, said: Iterable[str]) -> Study:
+    """The study with these margins, metric=value, in place of its own.   BadInput"""
+    margins: dict[str, float] = {}
+    known = [metric.metric for metric in study.report]
+    for text in said:
+        metric, equals, value = (part.strip() for part in text.partition("="))
+        if metric not in known:
+            raise BadInput(f"--margin: {study.name} does not report {metric!r}{near(metric, known)}")
+        try:
+            margins[metric] = float(value)
+        except ValueError:
+            margins[metric] = 0.0
+        if not equals or not 0 < margins[metric] < math.inf:
+            raise BadInput(f"--margin: {metric}=VALUE, a positive number in the metric's unit, not {text!r}")
+    report = tuple(replace(metric, margin=margins.get(metric.metric, metric.margin)) for metric in study.report)
+    return study if report == study.report else study.reporting(report)
+
+
+def resources_of(study: Study, scale: str, options: Options) -> Resources:
+    """What a trial holds: as the scale says, but for what was typed.   BadInput"""
+    known = study.scales[scale].resources
+    workers = known.workers if options.workers is None else options.workers
+    gpus = known.gpus if options.gpus is None else options.gpus
+    least = min(known.least, workers) if options.least is None else options.least
+    if least > workers:
+        raise BadInput(f"--least: at most the {workers} workers of a trial (--workers), not {least}")
+    if workers > 1 and gpus != int(gpus):
+        raise BadInput(f"--gpus: a trial of {workers} workers wants a whole GPU for each, not {gpus:g}")
+    try:
+        return replace(known, workers=workers, gpus=gpus, least=least)
+    except ValueError as error:
+        raise BadInput(f"--gpus: {error}") from None
+
+
 def open_store(options: Options) -> Store:
     return Store(options.store or options.out / "stages", cache=options.out / "stages",
                  code=current() if options.by_code else None)
@@ -113,9 +169,7 @@ def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | N
         scale, why = choose_scale(study, options.scale or next(iter(study.scales)), Cluster("local", ()))
     if scale not in study.scales:
         raise BadInput(f"--scale: what ran last, {scale!r}, is gone; name one of {', '.join(study.scales)}")
-    resources = study.scales[scale].resources
-    if options.workers is not None:
-        resources = replace(resources, workers=options.workers, least=0)
+    resources = resources_of(study, scale, options)
     if cluster is not None and not options.dry_run:
         cluster.trials(resources)       # refuses what can never fit
     data = None
@@ -132,7 +186,9 @@ def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | N
                      budget=Budget(options.hours, options.price), rule=rule)
     if not options.report and not options.dry_run:
         check_world(plan, store)
-    return plan
+    words = options.words() if options.typed is None else options.typed
+    return replace(plan, again=shlex.join(["python", *study.program.split(), "--scale", scale, *words]),
+                   answer=Findings(plan, ledger).answer_cost() if options.dry_run else "")
 
 
 def check_world(plan: Plan, store: Store) -> None:

@@ -258,7 +258,7 @@ def provenance(findings: Findings, runs: Mapping[str, str], link: LinkTo) -> Sec
         "a trial holds": plan.holds,
         "spent": budget.spell(findings.spent(), plan.unit)
                  + (f" of {budget.hours:g}" if budget.hours is not None else ""),
-        "to run it again": f"python {plan.study.program} --scale {plan.scale}",
+        "to run it again": plan.again or f"python {plan.study.program} --scale {plan.scale}",
     }
     html = "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
                             for name, text in lines.items() if text) + "</dl>"

@@ -19,7 +19,7 @@ from studies.engine.decide import Rule
 from studies.engine.ledger import FINISHED, Ledger, Record
 from studies.engine.stale import Stale
 from studies.engine.study import Resources, Settles, Study
-from trainables.config import ConfigError, differences, fingerprint, flat, to_dict
+from trainables.config import ConfigError, differences, fingerprint, flat, override, to_dict
 from trainables.stages import Code, Stage, Store, key, upstream
 
 
@@ -45,6 +45,12 @@ class Cell:
     def samples(self) -> Stage:
         """The stage whose samples.jsonl is scored."""
         return self.trial.samples(self.split)
+
+    def own(self) -> list[Stage]:
+        """What no other seed shares: its training, its samples, its scores."""
+        other = replace(self, trial=override(self.trial, {"seed": self.trial.seed + 1}))
+        shared = set(other.stages())
+        return [stage for stage in self.stages() if stage not in shared]
 
     def stages(self) -> list[Stage]:
         """Everything the cell stands on, in an order in which it can be made."""
@@ -99,6 +105,8 @@ class Plan:
     held: frozenset[str] = frozenset()  # keys of cells that are not to be started now
     stale: Mapping[str, Stale] = field(default_factory=dict)        # key -> the older record in its place
     reused: Mapping[str, str] = field(default_factory=dict)         # key -> what the store has of it, in words
+    again: str = ""                     # the command line that asks for it
+    answer: str = ""                    # what the verdicts that are open still need, where their spread is known
 
     @property
     def base(self) -> str:
@@ -174,7 +182,8 @@ class Plan:
                   f"{len(self.missing)} to run",
                   f"- shared stages: {self.found} found, {len(self.shared)} to make first",
                   f"- a trial holds {self.holds}",
-                  f"- expected: {self.expectation()}{self._bounds()}", "",
+                  f"- expected: {self.expectation()}{self._bounds()}",
+                  *([f"- the answer: {self.answer}"] if self.answer else []), "",
                   "| arm | differs from base | done | to run |", "|---|---|---|---|"]
         for arm in self.arms:
             cells = [cell for cell in self.cells if cell.arm == arm]
@@ -256,15 +265,30 @@ def _shared(cells: Iterable[Cell], has: Callable[[Stage], bool], key: Callable[[
 
 def _history(past: Iterable[Record], stages: Iterable[Record], scale: str, trials: Mapping[str, Any]
              ) -> dict[str, float]:
-    """Mean seconds of each arm and kind of stage; of the very same trial, at other seeds, where it ever ran."""
+    """Mean seconds of each arm and kind of stage; of the very same trial, at other seeds, where it ever ran.
+
+    What a cell found made, its training for example, counts as if it had made it; where several arms stand on it, each
+    has its part.
+    """
+    past, stages = list(past), list(stages)
+    apart = {record["key"] for record in stages}             # made before the cells, and counted by themselves
+    arms: dict[str, set[str]] = {}
+    for record in past:
+        for stage in record.get("reused", {}).keys() - apart:
+            arms.setdefault(stage, set()).add(record["arm"])
+
+    def whole(record: Record) -> float:
+        return record["seconds"] + sum(spared / len(arms[stage]) for stage, spared in record.get("reused", {}).items()
+                                       if stage in arms)
+
     seconds: dict[str, list[float]] = {}
     alike: dict[str, list[float]] = {}
     wanted = {arm: _seedless(to_dict(trial)) for arm, trial in trials.items()}
     for record in past:
         if record["status"] == "done" and record["scale"] == scale:
-            seconds.setdefault(record["arm"], []).append(record["seconds"])
+            seconds.setdefault(record["arm"], []).append(whole(record))
             if _seedless(record.get("trial", {})) == wanted.get(record["arm"]):
-                alike.setdefault(record["arm"], []).append(record["seconds"])
+                alike.setdefault(record["arm"], []).append(whole(record))
     for record in stages:
         if record["status"] == "done":
             seconds.setdefault(record["kind"], []).append(record["seconds"])

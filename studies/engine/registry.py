@@ -1,6 +1,6 @@
 """The registry: the best model of a study, as a generator that MLflow names, keeps and loads.
 
-    findings --best arm, its best seed--> cell --release--> <out>/<study>/best            a plain folder
+    findings --selection.py--> cell --release--> <out>/<study>/best            a plain folder
         --models from code--> logged model of the cell's run --> palimpsest-<study>, a version, alias "best"
 
 Nothing here is remembered: each command compares what the ledger says with what the registry has, and makes up the
@@ -25,6 +25,7 @@ from studies.engine.cluster import settle_environment
 from studies.engine.findings import Findings
 from studies.engine.plan import Cell
 from studies.engine.provenance import ROOT
+from studies.engine.selection import best_cell
 from studies.engine.study import BadInput, Minimise
 from studies.engine.tracking import Tracking, knock, shown, tracking_uri
 from trainables.config import ConfigError
@@ -37,29 +38,9 @@ PREFIX, ALIAS = "palimpsest-", "best"
 WITHOUT = {"ray", "optuna", "typer", "rich", "statsmodels", "pyyaml"}      # of what Palimpsest needs, a generator
 
 
-def best_cell(findings: Findings) -> tuple[Cell, str, float] | None:
-    """The best arm's best seed, by which metric, and its value there; None: nothing decides, or nothing is done.
-
-    By the first metric with a direction; on validation texts where every cell has it there.
-    """
-    metric = findings.deciding
-    if metric is None:
-        return None
-    known = [record["metrics"] for record in findings.records.values() if record["status"] == "done"]
-    held_out = f"valid/{metric.metric.partition('/')[2]}"
-    name = held_out if known and all(held_out in metrics for metrics in known) else metric.metric
-    values = {arm: some for arm in findings.plan.arms if (some := findings.values(arm, name))}
-    if not values:
-        return None
-    pick = min if isinstance(metric, Minimise) else max
-    arm = pick(values, key=lambda arm: sum(values[arm].values()) / len(values[arm]))
-    seed = pick(values[arm], key=values[arm].__getitem__)
-    return next(cell for cell in findings.cells(arm) if cell.seed == seed), name, values[arm][seed]
-
-
 def keep_best(findings: Findings, store: Store, out: Path) -> str | None:
     """Release the best cell and bring the registry to it; why it could not be done, which costs nobody anything."""
-    found = best_cell(findings)
+    found = best_cell(findings, store)
     if found is None or not isinstance(found[0].samples(), Sampled):
         return None
     try:

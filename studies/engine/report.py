@@ -26,20 +26,24 @@ ARROWS = {"Minimise": " ↓", "Maximise": " ↑", "Watch": ""}
 
 
 def outcome(findings: Findings, runs: Mapping[str, str], commit: str) -> dict[str, Any]:
-    """The outcome for programs; numbers that are not finite are null.
+    """The outcome for programs; numbers that are not finite are null.   commit: what is said while no cell has ended;
+    else the cells' own, each once.
 
     An arm that is compared has "against_base" in each metric; "effects", "decision" and "budget" are there where the
     study has factors, --decide and --hours or --price.
     """
     plan = findings.plan
+    commits = dict.fromkeys(record["commit"] for record in findings.records.values() if "commit" in record)
     result: dict[str, Any] = {
-        "study": plan.study.name, "commit": commit, "scale": plan.scale, "data": plan.data,
+        "study": plan.study.name, "commit": ", ".join(commits) or commit, "scale": plan.scale, "data": plan.data,
         "arms": [{
             "name": arm, "differs": plan.differs(arm),
             "n": findings.done(arm),
             "metrics": {metric.metric: _metric(findings, arm, metric) for metric in findings.shown},
             "cells": [{"seed": cell.seed, "trial": cell.key, "status": findings.status(cell),
-                       "mlflow_run_id": runs.get(cell.key)} for cell in findings.cells(arm)],
+                       "mlflow_run_id": runs.get(cell.key)}
+                      | {name: findings.records[cell.key][name] for name in ("commit",)
+                         if name in findings.records.get(cell.key, {})} for cell in findings.cells(arm)],
         } for arm in plan.arms],
     }
     if findings.factors:
@@ -155,11 +159,18 @@ def small(p: float) -> str:
 def caption(findings: Findings) -> str:
     """What the table's numbers are."""
     said = "mean ± half of the 95 % interval over seeds (Student's t); Δ: paired difference to the base, seed by seed"
+    metric = findings.deciding
     if findings.plan.rule is not None:
-        return said + ("; Δ's interval and the verdicts hold however often one looks (anytime-valid, 95 % for all arms "
-                       "together)")
-    return said + (f"; verdict: paired t test in {findings.deciding.metric}, Holm's correction over the arms, 5 %"
-                   if findings.deciding and findings.others else "")
+        said += ("; Δ's interval and the verdicts hold however often one looks (anytime-valid, 95 % for all arms "
+                 "together)")
+    elif metric and findings.others:
+        said += f"; verdict: paired t test in {metric.metric}, Holm's correction over the arms, 5 %"
+    if metric and metric.margin and findings.others:
+        said += f"; same: the difference lies within ±{metric.margin:g}, the margin, beyond chance"
+    if once := findings.trained_once():
+        said += (f"; {' and '.join(once)} {'is' if len(once) == 1 else 'are'} trained once for all seeds, and what "
+                 "another such training would change is not in the intervals")
+    return said
 
 
 def spell(value: Interval, sign: bool = False) -> str:

@@ -72,7 +72,7 @@ def make_shared(stages: Iterable[Shared], place: Place, view: View, cluster: Clu
                     broken[shared.key] = lost
                 elif undone.isdisjoint(shared.needs) and (
                         not running or sum(width(each, place) for each in [*running.values(), shared])
-                        <= capacity.look().slots(place.resources)):
+                        <= capacity.look().most(place.resources)):          # an autoscaler is asked for all of them
                     del waiting[shared.key]
                     view.begins(shared)
                     running[submit(shared, place, cluster)] = shared
@@ -152,7 +152,7 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         cell, result = self.cells[trial.config["cell"]], trial.last_result or {}
-        record = self.place.ledger.cell(cell.key)
+        record = inline.told(result, cell, self.place)
         if result.get("status") == inline.FULL:
             self.view.drops(cell)
             self.queue.closing = True

@@ -10,6 +10,7 @@ collective for somebody who found the result finished.
 
 import functools
 import gc
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ray.util import get_current_placement_group
 
 from studies.engine import inline
 from studies.engine.desk import DIE, LEAVE, Outcome
-from studies.engine.halt import disk_full, peer_lost
+from studies.engine.halt import GIVEN, disk_full, peer_lost
 from studies.engine.inline import Place, attempt, one_line
 from studies.engine.plan import Cell, Shared
 from trainables.stages import Context, Stage, upstream
@@ -48,14 +49,14 @@ def serve(config: dict) -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        ray.get(desk.told.remote(name, last, rank, outcome))
+        ray.get(desk.told.remote(name, last, rank, outcome | {"given": GIVEN()}))
 
 
 def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
     """One job, seen from one worker."""
     try:
         if parallel.rank > 0:
-            context = place.context(_unheard)
+            context = place.context(_unheard, GIVEN)
             try:
                 produce(job, context, parallel) if isinstance(job, Cell) else make_shared(job, context, parallel)
             except (Diverged, Stopped):                      # all workers see these at the same step
@@ -63,7 +64,7 @@ def do(job: Cell | Shared, place: Place, parallel: Parallel) -> Outcome:
             return {"status": "done", "reason": ""}
         record = attempt(job, place, functools.partial(produce, job, parallel=parallel)) if isinstance(job, Cell) \
             else inline.make_stage(job, place, functools.partial(make_shared, job, parallel=parallel))
-        return {"status": record["status"], "reason": record["reason"]}
+        return {"status": record["status"], "reason": record["reason"], "record": json.dumps(record)}
     except Exception as error:
         if peer_lost(error):
             raise                        # this group is broken; another one goes on

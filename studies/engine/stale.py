@@ -2,6 +2,7 @@
 
     new      its arm and seed never ran
     stale    they did, under another key: some config path says something else now, or some stage has another version
+             (then the older one is superseded, once its successor is done: it answers the same question by other code)
     reused   what the store has of it: a metric that is added scores samples that are there, and trains nothing
 """
 
@@ -34,6 +35,22 @@ def older(cells: Iterable[Any], past: Iterable[Record], scale: str, current: set
                 found[at] = record
     return {cell.key: Stale(found[at]["key"], why(cell, found[at], store)) for cell in cells
             if (at := (cell.arm, cell.seed, cell.split)) in found}
+
+
+def superseded(cells: Iterable[Any], past: Iterable[Record], scale: str) -> dict[str, str]:
+    """Old key -> new: records whose whole config is that of a cell that is done, at another version of some stage or
+    of the code.  Another setting, or other data, supersede nothing: what was found with the old ones stays valid."""
+    now = {(cell.arm, cell.seed, cell.split): cell for cell in cells}
+    current, found = {cell.key for cell in now.values()}, {}
+    records = [record for record in past if record["scale"] == scale]
+    done = {record["key"] for record in records if record["status"] == "done"}
+    for record in records:
+        cell = now.get((record["arm"], record["seed"], record.get("split", "test")))
+        if (cell is not None and record["key"] not in current and cell.key in done
+                and record.get("superseded_by") != cell.key
+                and record.get("trial") == json.loads(json.dumps(to_dict(cell.trial)))):
+            found[record["key"]] = cell.key
+    return found
 
 
 def why(cell: Any, record: Record, store: Store) -> str:

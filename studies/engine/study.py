@@ -261,6 +261,10 @@ class Study:
         kept = {} if self.factors else self.arms
         return replace(self, tune=None, points=points, arms=arms or kept, factors={} if arms else self.factors)
 
+    def reporting(self, report: tuple[Metric, ...]) -> "Study":
+        """The same study with other metrics, or margins."""
+        return replace(self, report=report, arms={} if self.factors else self.arms)
+
     @property
     def base(self) -> str:
         """The name of the arm that the others are compared with."""

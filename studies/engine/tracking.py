@@ -6,8 +6,9 @@ never from a trial.
                                       +-- .shipped-<server>.jsonl    a journal: how far, into which run
 
 Exactly once: the journal knows each key's run, and where it cannot be trusted the server is asked for the run by its
-key before one is made; metrics carry the time and step that the file says, so a replay changes nothing.  A server that
-is down is a backlog, never a failed cell.  Per server, the next command ships the rest.
+key before one is made; metrics carry the time and step that the file says, so a replay changes nothing.  A command
+insists once that the server answers; from then on one that is down is a backlog, never a failed cell, and never the end
+of a study.  Per server, the next command ships the rest.
 
 MLflow cannot take a point back.  Points past the checkpoint that a resumed cell repeats are the same to the last digit
 on CPUs; where they differ, what was not shipped yet is superseded, and what was shipped stays the one point of its step
@@ -15,6 +16,7 @@ on CPUs; where they differ, what was not shipped yet is superseded, and what was
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from studies.engine.ledger import Ledger, Outbox, Record, read_from
+from studies.engine.ledger import Ledger, Outbox, Record, curves, read_from
 from studies.engine.plan import Plan
 from studies.engine.provenance import Code
 from studies.engine.study import BadInput
@@ -65,10 +67,17 @@ def knock(uri: str) -> None:
 
 
 class Tracking:
-    """One study's experiment on one server.  BadInput when the server does not answer."""
+    """One study's experiment on one server, which is asked for nothing before something is wanted of it.
 
-    def __init__(self, study: str, out: Path):
-        self.uri = tracking_uri(out)
+    answered: it has answered this command before
+    """
+
+    def __init__(self, study: str, out: Path, answered: bool = False):
+        self.study, self.out, self.uri, self.answered = study, out, tracking_uri(out), answered
+        self.runs: dict[str, str] = {}                       # key -> run id, as far as it is known
+
+    @functools.cached_property
+    def client(self) -> Any:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")    # the default is 246 s for a dead server
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         knock(self.uri)
@@ -77,14 +86,30 @@ class Tracking:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    @functools.cached_property
+    def experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.study)
+        place = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.out / "artifacts").absolute().as_uri()
+        return found.experiment_id if found else self.client.create_experiment(self.study, place, TAGS)
+
+    @property
+    def parent(self) -> str:
+        """The study's own run, which is made where there is none."""
+        return (self.runs.get(PARENT) or self.find(PARENT)
+                or self._create(PARENT, self.study, {"kind": "study"}))
+
+    def insist(self) -> None:
+        """Ask the server, once a command: who has answered may be away later.   BadInput: it does not answer"""
+        if self.answered:
+            return
         try:
-            self.client = MlflowClient(tracking_uri=self.uri)
-            found = self.client.get_experiment_by_name(study)
-            place = None if os.environ.get("MLFLOW_TRACKING_URI") else (out / "artifacts").absolute().as_uri()
-            self.experiment = found.experiment_id if found else self.client.create_experiment(study, place, TAGS)
-            self.runs: dict[str, str] = {}                   # key -> run id, as far as it is known
-            if self.find(PARENT) is None:
-                self._create(PARENT, study, {"kind": "study"})
+            self.client.get_experiment(self.experiment)
+            self.answered = True
+        except BadInput:
+            raise
         except Exception as error:      # the client raises its own, requests', urllib3's and SQLAlchemy's
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise BadInput(f"the tracking server {shown(self.uri)} does not work: "
@@ -100,12 +125,17 @@ class Tracking:
             if not token or most:
                 return
 
+    def forget(self) -> None:
+        """What was known of the server is not true any more."""
+        self.runs.clear()
+        self.__dict__.pop("experiment", None)
+
     def token(self) -> str:
         """What `sign` wrote last."""
-        return self.client.get_run(self.runs[PARENT]).data.tags.get("journal", "")
+        return self.client.get_run(self.parent).data.tags.get("journal", "")
 
     def sign(self, token: str) -> None:
-        self.client.set_tag(self.runs[PARENT], "journal", token)
+        self.client.set_tag(self.parent, "journal", token)
 
     def find_all(self) -> None:
         """Ask the server for every run."""
@@ -122,8 +152,11 @@ class Tracking:
             self.experiment, start_time=began, run_name=name, tags={**tags, "trial_key": key}).info.run_id
         return self.runs[key]
 
-    def ship(self, key: str, lines: list[Record]) -> None:
-        """Send one outbox's lines to its run, which is made where it is not known.  Again changes nothing."""
+    def ship(self, key: str, lines: list[Record], curved: Set[str] = frozenset()) -> None:
+        """Send one outbox's lines to its run, which is made where it is not known.  Again changes nothing.
+
+        curved: metrics that have a curve, whose last point is what the end says of them
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         start = [line for line in lines if line["kind"] == "start"][-1:]
@@ -133,8 +166,9 @@ class Tracking:
         for line in start:
             tags |= {name: str(value)[:5000] for name, value in line.get("tags", {}).items()}
             params |= {_word(path): str(value)[:LONGEST_VALUE] for path, value in line.get("params", {}).items()}
+        parent = self.parent
         if key not in self.runs:
-            own = {"kind": kind, "mlflow.parentRunId": self.runs[PARENT]}
+            own = {"kind": kind, "mlflow.parentRunId": parent}
             began, name = (start[0]["t"], start[0].get("name", key)) if start else (None, key)
             self._create(key, name, dict(list(tags.items())[:90]) | own, began)
             tags = dict(list(tags.items())[90:])
@@ -143,17 +177,24 @@ class Tracking:
         run = self.runs[key]
         if end["kind"] == "end":
             tags |= {"outcome": end["status"], "reason": end.get("reason", "")[:5000]}
+        for line in lines:
+            tags |= line["tags"] if line["kind"] == "tags" else {}
 
         points: dict[tuple[str, int], Metric] = {}
+        again: set[tuple[str, int]] = set()
         for line in lines:
             if line["kind"] in ("metrics", "again"):
                 for name, value in line["metrics"].items():
                     at = (_word(name), line["step"])
-                    if line["kind"] == "metrics" or at in points:       # what is not there any more was shipped before
-                        points[at] = Metric(at[0], value, line["t"], line["step"])
+                    points[at] = Metric(at[0], value, line["t"], line["step"])
+                    again |= {at} if line["kind"] == "again" else set()
             elif line["kind"] == "end":
                 for name, value in line.get("metrics", {}).items():
-                    points[_word(name), 0] = Metric(_word(name), value, line["t"], 0)
+                    if name not in curved:
+                        points[_word(name), 0] = Metric(_word(name), value, line["t"], 0)
+        for name in {name for name, _ in again}:             # what was shipped before stays the one point of its step
+            for point in self.client.get_metric_history(run, name):
+                points.pop((name, point.step), None) if (name, point.step) in again else None
         rest = [Param(*each) for each in params.items()], [RunTag(*each) for each in tags.items()], [*points.values()]
         while any(rest):
             self.client.log_batch(run, params=rest[0][:100], tags=rest[1][:100], metrics=rest[2][:800])
@@ -194,19 +235,14 @@ class Tracking:
                 if run.data.tags["trial_key"] not in alive:
                     self.client.set_terminated(run.info.run_id, "KILLED")
 
-    def supersede(self, keys: Mapping[str, str]) -> None:
-        """Tag the runs of cells that another cell has replaced (old key -> new key)."""
-        with contextlib.suppress(Exception):             # a server that is away does without
-            for old, new in keys.items():
-                if old in self.runs:
-                    self.client.set_tag(self.runs[old], "superseded_by", new)
-
 
 class Journal:
     """What was shipped to one server, in lines that are appended; a line torn by a kill is as if it was not there.
 
     It is trusted while the parent run wears the token that was written here last; a server that has forgotten (deleted,
-    restored from last week) does not, and then every run is asked for.
+    restored from last week) does not, and then every run is asked for and everything is sent again.  A backup that was
+    made under this very token, and restored by somebody who did not take the token off (cluster/mlflow/restore.sh
+    does), shows when a run is missing.
     """
 
     def __init__(self, folder: Path, uri: str):
@@ -216,11 +252,9 @@ class Journal:
         self.begun: set[str] = set()             # keys whose run was about to be made
         self.closed: set[str] = set()            # keys whose story has an end that was shipped
         self.token = ""
-        lines = read_from(self.path, 0)[0] if self.path.exists() else []
-        for line in lines:
+        self.lines = read_from(self.path, 0)[0] if self.path.exists() else []
+        for line in self.lines:
             self._take(line)
-        if len(lines) > 2 * len(self.runs) + 100:
-            self._compact()
 
     def _take(self, line: Record) -> None:
         if "token" in line:
@@ -242,7 +276,10 @@ class Journal:
     def shipped(self, key: str, offset: int, run: str, closed: bool) -> None:
         self.add({"key": key, "offset": offset, "run": run, "closed": closed})
 
-    def _compact(self) -> None:
+    def compact(self) -> None:
+        """Make it short again, for whoever leads the study: a line that another process adds meanwhile is lost."""
+        if len(self.lines) <= 2 * len(self.runs) + 100:
+            return
         beside = self.path.with_suffix(".tmp")
         lines = [*({"key": key, "offset": offset, "run": self.runs[key], "closed": key in self.closed}
                    for key, offset in self.offsets.items()),
@@ -267,6 +304,7 @@ class Shipper(threading.Thread):
         self.one_at_a_time = threading.Lock()
         outboxes.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(outboxes, tracking.uri)
+        self.journal.compact()
         self.trusted, self.looked = False, 0.0
 
     def run(self) -> None:
@@ -276,15 +314,14 @@ class Shipper(threading.Thread):
     def drain(self, everything: bool = True) -> bool:
         """Ship what is new; whether nothing is left.  Stories that have ended are looked at where `everything` is."""
         try:
-            with self.one_at_a_time:
-                self._trust()
-            names = sorted(name for name in os.listdir(self.outboxes) if name.endswith(".jsonl") and name[0] != ".")
-            for name in names:
-                if everything or name[:-6] not in self.journal.closed:
-                    with self.one_at_a_time:
-                        self._ship(self.outboxes / name)
-            if everything:
-                self.looked = time.monotonic()
+            try:
+                self._drain(everything)
+            except Exception as error:
+                if not _missing(error):
+                    raise
+                with self.one_at_a_time:
+                    self._forget()      # a database that was restored: its runs are not those that we know
+                self._drain(everything=True)
         except Exception as error:      # a server that is away: the outbox waits for it
             self.failures += 1
             self.problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
@@ -292,20 +329,35 @@ class Shipper(threading.Thread):
         self.failures, self.problem = 0, ""
         return True
 
+    def _drain(self, everything: bool) -> None:
+        with self.one_at_a_time:
+            self._trust()
+        names = sorted(name for name in os.listdir(self.outboxes) if name.endswith(".jsonl") and name[0] != ".")
+        for name in names:
+            if everything or name[:-6] not in self.journal.closed:
+                with self.one_at_a_time:
+                    self._ship(self.outboxes / name)
+        if everything:
+            self.looked = time.monotonic()
+
     def _trust(self) -> None:
-        """Once a session: is the server the one that the journal knows?"""
+        """Where a session begins and ends: is the server the one that the journal knows?"""
         if self.trusted:
             return
         tracking, journal = self.tracking, self.journal
         if journal.token and journal.token == tracking.token():
             tracking.runs = journal.runs | tracking.runs
         else:
+            self._forget()
             tracking.find_all()
-            lost = [key for key, run in journal.runs.items() if tracking.runs.get(key) != run]
-            if lost:
-                journal.forget()         # what is there already is not changed by sending it again
         self._sign()
         self.trusted = True
+
+    def _forget(self) -> None:
+        """Nothing is taken for shipped: what is there already is not changed by sending it again."""
+        self.journal.forget()
+        self.tracking.forget()
+        self.trusted = False
 
     def _sign(self) -> None:
         token = uuid.uuid4().hex
@@ -325,7 +377,8 @@ class Shipper(threading.Thread):
                 self.tracking.find(key)
             else:
                 journal.add({"begun": key})
-        self.tracking.ship(key, lines)
+        ends = any(line.get("metrics") for line in lines if line["kind"] == "end")
+        self.tracking.ship(key, lines, curves(path).keys() if ends else frozenset())
         last = next((line for line in lines[::-1] if line["kind"] in ("start", "end")), None)
         closed = key in journal.closed if last is None else last["kind"] == "end" and last["status"] != "stopped"
         journal.shipped(key, end, self.tracking.runs[key], closed)
@@ -335,11 +388,20 @@ class Shipper(threading.Thread):
         self.over.set()
         if self.is_alive():
             self.join(60)
+        self.trusted = False             # the database may have been restored while we were at work
         whole = self.drain()
         if whole:
             with contextlib.suppress(Exception):
                 self._sign()             # the server knows all until now
         return whole
+
+
+def _missing(error: Exception) -> bool:
+    """Whether the server says that it has no such run, or not any more."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and (
+        error.error_code == "RESOURCE_DOES_NOT_EXIST" or "must be in the 'active' state" in str(error))
 
 
 def parent_story(ledger: Ledger, plan: Plan, source: Code) -> Outbox:
