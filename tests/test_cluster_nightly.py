@@ -142,35 +142,185 @@ def test_a_failure_is_said(root: Path):
     assert len(got) == 1 and got[0]["text"].startswith("night on ") and got[0]["text"].endswith("exit-code, exit 3")
 
 
-def test_install_fills_the_units_in(root: Path):
-    """install.sh into a folder of its own, with a systemctl that only notes what it is asked."""
-    (root / "units").mkdir()
-    (root / "bin").mkdir()
-    (root / "bin/systemctl").write_text(f'#!/bin/sh\necho "$*" >> {root}/asked\n')
-    (root / "bin/systemctl").chmod(0o755)
-    env = os.environ | {
-        "HOME": str(root / "home"),
-        "UNITS": str(root / "units"),
-        "PATH": f"{root}/bin:{os.environ['PATH']}",
-    }
-    script = str(root / "checkout/cluster/nightly/install.sh")
-    subprocess.run(["bash", script], env=env, check=True)
-    units = sorted((root / "units").iterdir())
+TOOLS = "bash cat chmod cp cut date dirname env git grep hostname id mkdir rm sed sha256sum tee touch uname".split()
+STANDS_IN = """#!/bin/bash
+# {name}: notes what it is asked to install, and fails where it is told to; all else is the real python
+if [ "$1 $2" = "-m pip" ]; then [ "$3" = --version ] || echo "$*" >> {root}/installed; [ ! -e {root}/offline ]; exit; fi
+exec {python} "$@"
+"""
+
+
+class Machine:
+    """A repository that a team pushes to, and a machine that has its nights: git and python, no index of packages."""
+
+    def __init__(self, root: Path):
+        self.root, self.home, self.team, self.bare = root, root / "home", root / "team", root / "team.git"
+        self.clone = self.home / ".palimpsest/nightly"
+        (root / "tools").mkdir()
+        for tool in TOOLS:
+            (root / "tools" / tool).symlink_to(str(shutil.which(tool)))
+        self.program("systemctl", f"#!/bin/bash\necho \"$*\" >> {root}/asked\n")
+        self.env = {"HOME": str(self.home), "PATH": str(root / "tools"), "UNITS": str(root / "units")}
+        for folder in (self.home, root / "units"):
+            folder.mkdir()
+        shutil.copytree(HERE, self.team / "cluster/nightly")
+        (self.team / "studies").mkdir()
+        (self.team / ".gitignore").write_text(".venv/\nresults/\n")
+        for name in ("pyproject.toml", "constraints.txt", "studies/__init__.py"):
+            (self.team / name).touch()
+        (self.team / "studies/nightly.py").write_text(
+            "import os\nimport studies\nprint(os.getcwd(), studies.__file__, os.environ.get('PALIMPSEST_NOTIFY'))\n")
+        git("init", "-q", "--bare", "-b", "main", str(self.bare))
+        git("init", "-q", "-b", "main", str(self.team))
+        self.push("the first")
+
+    def program(self, name: str, text: str, into: Path | None = None) -> Path:
+        path = (into or self.root / "tools") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def push(self, words: str, *more: str) -> str:
+        git("-C", str(self.team), "add", "-A")
+        git("-C", str(self.team), "commit", "-q", "--allow-empty", "-m", words, *more)
+        git("-C", str(self.team), "push", "-q", "--force", str(self.bare), "main")
+        return git("-C", str(self.team), "rev-parse", "HEAD")
+
+    def python(self) -> str:
+        """What stands in for the environment's python."""
+        return STANDS_IN.format(name="python", root=self.root, python=sys.executable)
+
+    def night(self) -> tuple[int, str]:
+        run = ["bash", str(self.clone / "cluster/nightly/run.sh")]
+        said = subprocess.run(run, env=self.env, capture_output=True, text=True)
+        return said.returncode, said.stdout + said.stderr
+
+    def at(self) -> str:
+        return git("-C", str(self.clone), "rev-parse", "HEAD")
+
+    def installs(self) -> int:
+        path = self.root / "installed"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def settings(self, text: str) -> Path:
+        path = self.home / ".palimpsest/nightly.env"
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+
+def git(*words: str) -> str:
+    somebody = ["-c", "user.name=anna", "-c", "user.email=anna@example.org"]
+    return subprocess.run(["git", *somebody, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_night_follows_its_branch_and_installs_until_it_has(machine: Machine):
+    git("clone", "-q", str(machine.bare), str(machine.clone))
+    machine.program("python", machine.python(), machine.clone / ".venv/bin")
+    settings = machine.settings("PALIMPSEST_BRANCH=main\nPALIMPSEST_NOTIFY=https://hook/secret\n")
+    code, said = machine.night()
+    ours = [str(machine.clone), str(machine.clone / "studies/__init__.py"), "https://hook/secret"]
+    assert code == 0 and said.split() == ours, "its own code, its settings"
+    assert settings.stat().st_mode & 0o777 == 0o600 and machine.installs() == 1
+    assert "constraints.txt --editable .[cluster,nightly,paper]" in (machine.root / "installed").read_text()
+
+    other = machine.push("nothing to install")
+    assert machine.night()[0] == 0 and machine.at() == other and machine.installs() == 1
+
+    (machine.team / "constraints.txt").write_text("numpy==2\n")
+    (machine.root / "offline").touch()
+    newer = machine.push("another numpy")
+    code, said = machine.night()
+    assert code == 2 and f"the packages of {newer[:7]} cannot be installed; the next night tries again" in said
+    assert "secret" not in said and machine.at() == newer
+    (machine.root / "offline").unlink()
+    assert machine.night()[0] == 0 and machine.installs() == 3, "tried again, although the commit was there already"
+    assert machine.night()[0] == 0 and machine.installs() == 3
+
+    rebased = machine.push("another numpy, rebased", "--amend")
+    assert machine.night()[0] == 0 and machine.at() == rebased
+    assert newer[:7] in git("-C", str(machine.clone), "log", "--oneline", newer), "what was, can still be asked about"
+
+    machine.settings("PALIMPSEST_BRANCH=mian\n")
+    code, said = machine.night()
+    assert code == 2 and f"PALIMPSEST_BRANCH: mian cannot be fetched and checked out in {machine.clone}" in said
+    shutil.rmtree(machine.clone / ".git")
+    code, said = machine.night()
+    assert code == 2 and "is no clone of a repository; bash cluster/nightly/install.sh REPOSITORY makes one" in said
+    machine.settings("")
+    assert machine.night()[0] == 0, "what is there, as in an image"
+
+
+def test_install_makes_a_clone_an_environment_and_a_timer(machine: Machine):
+    """From what `ray up` brings, with uv, and a systemctl that only notes what it is asked."""
+    brought = machine.home / "palimpsest/cluster/nightly"
+    shutil.copytree(HERE, brought)
+    machine.program("python.real", machine.python())
+    machine.program("uv", f"""#!/bin/bash
+case $1 in
+  venv) mkdir -p .venv/bin; cp {machine.root}/tools/python.real .venv/bin/python ;;
+  pip) echo "$*" >> {machine.root}/installed ;;
+esac
+""")
+    install = ["bash", str(brought / "install.sh")]
+    said = subprocess.run(install, env=machine.env, capture_output=True, text=True)
+    assert said.returncode == 2 and "in no clone: bash cluster/nightly/install.sh REPOSITORY [BRANCH]" in said.stderr
+    said = subprocess.run([*install, str(machine.bare), "mian"], env=machine.env, capture_output=True, text=True)
+    assert said.returncode == 2 and "has no branch mian" in said.stderr and not list((machine.root / "units").iterdir())
+
+    subprocess.run([*install, str(machine.bare)], env=machine.env, check=True, stdout=subprocess.DEVNULL)
+    assert machine.installs() == 1 and "--python .venv/bin/python" in (machine.root / "installed").read_text()
+    settings = machine.home / ".palimpsest/nightly.env"
+    assert settings.read_text() == "PALIMPSEST_BRANCH=main\n" and settings.stat().st_mode & 0o777 == 0o600
+    units = sorted((machine.root / "units").iterdir())
     assert [unit.name for unit in units] == [
         "palimpsest-nightly-failed@.service",
         "palimpsest-nightly.service",
         "palimpsest-nightly.timer",
     ]
     assert not any(re.search("@[A-Z]+@", unit.read_text()) for unit in units)
-    assert f"WorkingDirectory={root}/checkout" in units[1].read_text()
-    subprocess.run(["bash", script, "--remove"], env=env, check=True)
-    assert not list((root / "units").iterdir())
-    assert (root / "asked").read_text().splitlines() == [
-        "daemon-reload",
-        "enable --now palimpsest-nightly.timer",
+    assert f"WorkingDirectory={machine.clone}" in units[1].read_text()
+    assert machine.night()[0] == 0 and machine.installs() == 1
+
+    settings.write_text("PALIMPSEST_NOTIFY=https://hook/secret\nPALIMPSEST_BRANCH=old\n")
+    subprocess.run([*install, str(machine.bare), "main"], env=machine.env, check=True, stdout=subprocess.DEVNULL)
+    assert settings.read_text() == "PALIMPSEST_NOTIFY=https://hook/secret\nPALIMPSEST_BRANCH=main\n"
+    subprocess.run([*install, "--remove"], env=machine.env, check=True)
+    assert not list((machine.root / "units").iterdir()) and (machine.clone / ".git").is_dir()
+    assert (machine.root / "asked").read_text().splitlines() == [
+        *["daemon-reload", "enable --now palimpsest-nightly.timer"] * 2,
         "disable --now palimpsest-nightly.timer",
         "daemon-reload",
     ]
+
+
+@pytest.mark.parametrize("term, code", [(False, 3), (True, 130)])
+def test_a_pod_passes_the_end_on_and_waits(machine: Machine, term: bool, code: int):
+    """The CronJob's own command, with a ray that notes what it is asked: bash alone would keep SIGTERM to itself."""
+    manifest = yaml.safe_load((HERE.parent / "kuberay/nightly.yaml").read_text())
+    pod = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    command = pod["containers"][0]["command"]
+    command[-1] = command[-1].replace("PALIMPSEST_OUT=/results", f"PALIMPSEST_OUT={machine.root}/out")
+    assert pod["terminationGracePeriodSeconds"] >= 60
+    machine.program("ray", f"#!/bin/bash\necho \"$*\" >> {machine.root}/asked\n")
+    (machine.root / "tools/python").symlink_to(sys.executable)
+    (machine.team / "studies/nightly.py").write_text(
+        "import signal, sys, time\n"
+        "def end(*_):\n    time.sleep(0.5)\n    print('saved', flush=True)\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('began', flush=True)\n"
+        f"time.sleep({60 if term else 0})\nsys.exit(3)\n")
+    with subprocess.Popen(command, cwd=machine.team, env=machine.env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "began\n"
+        if term:
+            process.terminate()
+        assert process.communicate()[0] == ("saved\n" if term else "") and process.returncode == code
+    assert (machine.root / "asked").read_text().splitlines()[-1] == "stop"
 
 
 def test_the_workflow():

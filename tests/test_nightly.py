@@ -6,6 +6,7 @@ import http.server
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -19,9 +20,11 @@ import pytest
 from studies.engine import code_version
 from studies.engine.clearing import clear
 from studies.engine.code_version import CodeVersions
+from studies.engine.hardware import hardware, processor
 from studies.engine.ledger import Ledger
+from studies.engine.night import StudyNight
 from studies.engine.nightly import nightly
-from studies.engine.nights import History, cells_of, judge_night
+from studies.engine.nights import History, Verdict, cells_of, judge_night
 from studies.engine.notices import addresses, markdown, message, send, slack_like, worth_saying
 from studies.engine.regression import judge, mean_bounds, median_bounds, metric_finding, speed_finding
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Scale, Study, Watch
@@ -421,8 +424,49 @@ def test_speed_counts_on_the_same_machine_and_beyond_what_is_usual(tmp_path):
     good, slow = cells(1.0), cells(1.0, key="other", speed=50.0)
     assert "all arms: 4" in (found := judged(tmp_path, good, slow)).why and found.word == "regressed"
     assert judged(tmp_path, good, slow, usual=0.6).word == "pass", "this machine is as slow on good nights"
-    assert judged(tmp_path, good, [cell | {"host": "other"} for cell in slow]).word == "pass"
+    other = judged(tmp_path, good, [cell | {"hardware": "1 x other"} for cell in slow])
+    assert other.word == "pass" and other.why.endswith(
+        "; speed could not be compared: tonight ran on 1 x other, the good night on h")
+    few = judged(tmp_path, good, [cell for cell in slow if cell["seed"] < 3])
+    assert few.word == "pass" and "; speed is open: all arms: 49.5 %" in few.why, "six coins fall alike too often"
+    a, b = ([cell | {"hardware": "2 x this", "host": name} for cell in some] for name, some in
+            (("gpu-1", good), ("gpu-7", slow)))
+    assert judged(tmp_path, a, b).word == "regressed", "autoscaled machines are others every night, of one kind"
     assert judged(tmp_path, good, [cell | {"key": cell["key"].replace("other", "k")} for cell in slow]).word == "pass"
+
+
+def test_a_speed_up_does_not_end_the_watch_over_speed(tmp_path):
+    """Machines wander, and the margin with them, up to twice itself; code that became faster is no wandering."""
+    watched, history = read_nightly(write(tmp_path), found).studies[0], History(tmp_path)
+    for number, (kind, loss) in enumerate([("improved", -1.0), ("fine", -0.04), ("open", 0.2)], start=1):
+        fact = speed_finding("all arms", [1.0] * 20, [1.0 - loss] * 20, 0.15, 0.01).as_dict() | {"kind": kind}
+        history.add(night(cells(1.0), number=number, findings=[fact]))
+        now = cells_of({"cells": cells(1.0)})
+        assert history.usual(watched, now) == pytest.approx({1: 0.0, 2: 0.04, 3: 0.2}[number])
+        assert history.usual(watched, cells_of({"cells": cells(1.0, hardware="another kind")})) == 0.0
+    history.add(night(cells(1.0), number=4, findings=[fact | {"loss": 0.9}]))
+    assert history.usual(watched, now) == pytest.approx(0.3)
+    for number in range(20):
+        history.add(night(cells(1.0), number=5 + number))
+    assert history.usual(watched, now) == 0.0, "of long ago"
+
+
+def test_a_processor_has_a_name(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: AMD  EPYC 7B13\n\nmodel name : again\n")
+    assert hardware(tmp_path / "cpuinfo") == f"{os.cpu_count()} x AMD EPYC 7B13"
+    assert processor(tmp_path / "absent")
+
+
+def test_suspects_are_named_or_it_is_said_where_to_ask(tmp_path, monkeypatch):
+    """Outside of a repository, as in an image."""
+    watched = read_nightly(write(tmp_path), found).studies[0]
+    some = StudyNight(watched, History(tmp_path / "out"), code_version.current(), print, tmp_path)
+    bad = Verdict("regressed", "", ())
+    assert some.suspects(night([]), bad, ["a.py: f", "b.py: g", "package torch"], "d" * 40, False) == [
+        "commits that are not known here; where the repository is: git log cccccccccccc..dddddddddddd -- a.py b.py",
+        "package torch"]
+    assert some.suspects(night([]), bad, ["a.py: f"], "unknown", False)[0].startswith("commits that are not known: the")
+    assert some.suspects(night([]), bad, ["package torch"], "unknown", False) == ["package torch"]
 
 
 def test_the_history_is_whole_and_finds_the_good_night(tmp_path):
@@ -450,13 +494,14 @@ def test_checkpoints_of_old_code_are_cleared_and_what_is_compared_with_is_kept(t
     for number, verdict in enumerate(["pass", "regressed", "regressed", "regressed"], start=1):
         some = cells(float(number), key=f"k{number}")
         for cell in some:
-            ledger.write_cell({"key": cell["key"], "stages": ["Table-1", f"Trained-{number}"]})
-        history.add(night(some, verdict, number=number))
-    for name in ("Table-1", "Trained-1", "Trained-2", "Trained-3", "Trained-4", "Trained-of-a-study"):
+            ledger.write_cell({"key": cell["key"], "stages": ["Table-1", f"Trained-{number}"], "ended": float(number)})
+        history.add(night(some, verdict, number=number, at=float(number)))
+    ledger.write_cell({"key": "of-a-night-that-was-stopped", "stages": ["Trained-5"], "ended": 4.5})
+    for name in ("Table-1", "Trained-1", "Trained-2", "Trained-3", "Trained-4", "Trained-5", "Trained-of-a-study"):
         (tmp_path / "stages" / name).mkdir(parents=True)
     assert clear(history, [watched], keep=2) == ["Trained-2"] and clear(history, [watched], keep=2) == []
     assert {path.name for path in (tmp_path / "stages").iterdir()} == {
-        "Table-1", "Trained-1", "Trained-3", "Trained-4", "Trained-of-a-study"}
+        "Table-1", "Trained-1", "Trained-3", "Trained-4", "Trained-5", "Trained-of-a-study"}
 
 
 def test_changed_definitions_are_found_between_two_nights(tmp_path):

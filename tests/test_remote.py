@@ -6,6 +6,7 @@ The tunnel is left out: `--on` names the port that it would lead to.  tests/test
 import contextlib
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,21 @@ def test_the_exit_code_is_the_commands(head: Head):
     code, said = head.type("--set", "training.stepz=3")
     assert code == 2 and "training.stepz: Training has no field 'stepz' (did you mean 'steps'?)" in said
     assert said.strip().splitlines()[-1].startswith("error: "), said
+
+
+def test_other_versions_are_refused_before_anything_is_sent(head: Head, tmp_path: Path):
+    """The head says its own; this side's are made others, as an older installation's would be."""
+    before, ours = len(head.jobs()), platform.python_version()
+    (tmp_path / "ray-2.59.1.dist-info").mkdir()
+    (tmp_path / "ray-2.59.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.59.1\n")
+    code, said = head.type("--dry-run", PYTHONPATH=str(tmp_path))
+    assert code == 2 and f"other versions: Ray {version('ray')} there, 2.59.1 here." in said, said
+    (tmp_path / "ray-2.59.1.dist-info/METADATA").unlink()
+    (tmp_path / "ray-2.59.1.dist-info").rmdir()
+    (tmp_path / "sitecustomize.py").write_text("import platform\nplatform.python_version = lambda: '3.9.1'\n")
+    code, said = head.type("--dry-run", PYTHONPATH=str(tmp_path))
+    assert code == 2 and f"other versions: Python {ours} there, 3.9.1 here." in said, said
+    assert len(head.jobs()) == before and len(said.splitlines()) == 1
 
 
 def test_another_token_is_refused_before_anything_is_sent(head: Head):

@@ -19,13 +19,13 @@ import pytest
 
 from studies.engine import bring
 from studies.engine.cluster import IN_A_JOB, Cluster, choose_scale
-from studies.engine.cluster_file import elsewhere, read
+from studies.engine.cluster_file import ClusterFile, elsewhere, is_head_of, read
 from studies.engine.growth import as_the_file_says, running_file
 from studies.engine.knock import knock
 from studies.engine.parcel import MOST, pack
 from studies.engine.provenance import code
 from studies.engine.study import BadInput, Resources
-from studies.engine.tunnel import Way, at, place, through_ssh, token
+from studies.engine.tunnel import Way, at, find_head, key_of, place, through_ssh, token
 
 ROOT = Path(__file__).resolve().parents[1]
 ONPREM = (ROOT / "cluster/onprem.yaml").read_text(encoding="utf-8").replace("192.0.2.", "10.1.2.")
@@ -126,17 +126,102 @@ def test_where_a_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert elsewhere(None) is None and elsewhere(on) == on
     with pytest.raises(BadInput, match="--stop ends what runs on a cluster"):
         elsewhere(None, stop=True)
-    bootstrap = tmp_path / "home/ray_bootstrap_config.yaml"
-    bootstrap.write_text("cluster_name: another")
-    assert elsewhere(on) == on
-    bootstrap.write_text("cluster_name: palimpsest")
-    assert elsewhere(on) is None, "on the head itself, in place"
-    bootstrap.unlink()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(BadInput, match="both name a cluster"):
         elsewhere(on)
+    assert elsewhere(None) is None, "joined"
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert elsewhere(None) == elsewhere("http://127.0.0.1:8265") == "http://127.0.0.1:8265", "a dashboard, as --on"
+    with pytest.raises(BadInput, match="both name a cluster"):
+        elsewhere(on)
     monkeypatch.setenv(IN_A_JOB, "{}")
-    assert elsewhere(on) is None
+    assert elsewhere(on) is elsewhere(None) is None
+
+
+def test_a_head_is_known_by_more_than_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All files of cluster/ have one name, and `ray down` leaves its file on a head of one's own."""
+    on, bootstrap = cluster_file(tmp_path, ONPREM), tmp_path / "home/ray_bootstrap_config.yaml"
+    others = [("cluster_name: palimpsest", "cluster_name: another"), ("head_ip: 10.1.2.10", "head_ip: 10.9.9.9"),
+              ("type: local", "type: gcp")]
+    for was, becomes in others:
+        bootstrap.write_text(ONPREM.replace(was, becomes))
+        assert was in ONPREM and elsewhere(on) == on, becomes
+    bootstrap.write_text("cluster_name: palimpsest")
+    assert elsewhere(on) == on
+    bootstrap.write_text(ONPREM)
+    with pytest.raises(BadInput, match="this is that cluster's head, and its Ray has ended: `ray up` starts it"):
+        elsewhere(on)
+    running = [sys.executable, "-c", "import sys; sys.stdin.read()", "monitor.py", f"--autoscaling-config={bootstrap}"]
+    with subprocess.Popen(running, stdin=subprocess.PIPE) as process:
+        while b"monitor.py" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+        assert elsewhere(on) is None, "on the head itself, in place"
+        process.communicate()
+    (tmp_path / "gpu.yaml").write_text("cluster_name: a\nprovider: {type: aws, region: us-west-2}\n")
+    aws = str(tmp_path / "gpu.yaml")
+    for region, same in (("us-west-2", True), ("eu-west-1", False)):         # as cluster/spot.py leaves it
+        bootstrap.write_text(f"cluster_name: a\nprovider: {{type: external, module: x, region: {region}}}\n")
+        assert is_head_of(aws) == same
+
+
+# ---------------------------------------------------------------- looking for the head in a cloud
+
+
+def cloud(kind: str, folder: Path, **auth: str) -> ClusterFile:
+    """A file as `read` leaves it."""
+    config = {"aws": {"region": "us-west-2"}, "azure": {"location": "eastus2", "resource_group": "group"},
+              "gcp": {"region": "us-central1", "availability_zone": "us-central1-a", "project_id": "texts"}}[kind]
+    return ClusterFile(str(folder / f"{kind}.yaml"), {
+        "cluster_name": "mine", "provider": {"type": kind} | config, "auth": {"ssh_user": "ubuntu"} | auth})
+
+
+@pytest.mark.parametrize("kind, module, package", [("aws", "boto3", "boto3"),
+                                                   ("gcp", "googleapiclient", "google-api-python-client"),
+                                                   ("azure", "azure", "azure-mgmt-compute and its kin")])
+def test_a_clouds_package_that_is_not_here(kind: str, module: str, package: str, tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch):
+    """Ray's own import of it, which fails here by itself, or is made to."""
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in [name for name in sys.modules if name.startswith(("ray.autoscaler._private._azure", f"{module}."))]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(BadInput) as said:
+        find_head(cloud(kind, tmp_path))
+    assert f"looking at {kind} needs {package}, which is not here; cluster/README.md" in str(said.value)
+    assert len(str(said.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind, hint", [("gcp", "gcloud auth application-default login"), ("aws", "aws sts"),
+                                        ("azure", "az login")])
+def test_credentials_that_are_not_there(kind: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Google's own library looks for some, and finds none; the others' errors come the same way."""
+    import google.auth
+    from ray.autoscaler._private import providers
+
+    def provider(config: Any) -> Any:
+        return lambda config, name: google.auth.default()
+
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setitem(providers._NODE_PROVIDERS, kind, provider)
+    with pytest.raises(BadInput, match=f"{kind} does not let us look for the head: .*credentials.*{hint}") as said:
+        find_head(cloud(kind, tmp_path))
+    assert len(str(said.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind, pair, name", [
+    ("aws", "ray-autoscaler_us-west-2", "ray-autoscaler_us-west-2.pem"),
+    ("gcp", None, "ray-autoscaler_gcp_us-central1_texts_ubuntu_0"),
+    ("azure", None, "ray-autoscaler_azure_eastus2_group_ubuntu")])
+def test_the_key_that_ray_made_elsewhere_is_not_made_again(kind: str, pair: str | None, name: str, tmp_path: Path):
+    ssh = tmp_path / "home/.ssh"
+    with pytest.raises(BadInput, match=f"takes the key {ssh}/{name}, which is not on this machine: copy it"):
+        key_of(cloud(kind, tmp_path), pair)
+    assert not ssh.exists()
+    ssh.mkdir()
+    (ssh / name).touch()
+    assert key_of(cloud(kind, tmp_path), pair) == str(ssh / name)
+    assert key_of(cloud(kind, tmp_path, ssh_private_key="~/mine"), pair) == str(tmp_path / "home/mine")
 
 
 # ---------------------------------------------------------------- the head

@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
-# What a night is: the environment of this machine, then studies/nightly.py, with results where all machines see them.
-# The service, the CronJob and a person by hand all run this.
+# What a night is: the environment of this machine, tonight's code, then studies/nightly.py, with results where all
+# machines see them.  The service, the CronJob and a person by hand all run this.
 #
-# CHOOSE, in ~/.palimpsest/env (mode 600):
-#     export PALIMPSEST_BRANCH=main                    take this branch's latest commit first; unset: what is checked out
-#     export PALIMPSEST_NOTIFY=https://hooks.slack...  an address that studies/nightly.toml asks for by name: notify = [...]
+# CHOOSE, in ~/.palimpsest/nightly.env, which nobody else reads and `ray up` leaves alone (install.sh makes it):
+#     PALIMPSEST_BRANCH=main                    take this branch's latest commit first; unset: what is checked out
+#     PALIMPSEST_NOTIFY=https://hooks.slack...  an address that studies/nightly.toml asks for by name: notify = [...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ ! -f ~/.palimpsest/env ] || . ~/.palimpsest/env
-[ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
-if [ -n "${PALIMPSEST_BRANCH:-}" ]; then
-  before=$(git rev-parse HEAD)
-  if ! git pull --quiet --ff-only origin "$PALIMPSEST_BRANCH"; then
-    echo "error: PALIMPSEST_BRANCH: $PALIMPSEST_BRANCH cannot be pulled" >&2; exit 2      # not last night's code again
-  fi
-  git diff --quiet "$before" -- constraints.txt pyproject.toml ||
-    python -m pip install --quiet --constraint constraints.txt --editable '.[nightly]'
+wrong() { echo "error: $1" >&2; exit 2; }
+
+[ ! -f ~/.palimpsest/env ] || . ~/.palimpsest/env               # what cluster/node.sh says of this machine
+if [ -f ~/.palimpsest/nightly.env ]; then
+  chmod 600 ~/.palimpsest/nightly.env
+  set -a; . ~/.palimpsest/nightly.env; set +a
 fi
+
+if [ -n "${PALIMPSEST_BRANCH:-}" ]; then
+  git rev-parse --git-dir > /dev/null 2>&1 ||
+    wrong "PALIMPSEST_BRANCH: $PWD is no clone of a repository; bash cluster/nightly/install.sh REPOSITORY makes one"
+  # Not a pull: a branch that was rebased is followed, too, and what is not committed here is never lost.
+  { git fetch --quiet origin "$PALIMPSEST_BRANCH" && git checkout --quiet --detach FETCH_HEAD; } ||
+    wrong "PALIMPSEST_BRANCH: $PALIMPSEST_BRANCH cannot be fetched and checked out in $PWD"      # not last night's code again
+  bash cluster/nightly/packages.sh ||
+    wrong "the packages of $(git rev-parse --short HEAD) cannot be installed; the next night tries again"
+fi
+[ ! -x .venv/bin/python ] || export PATH="$PWD/.venv/bin:$PATH"
+export PYTHONPATH="$PWD"                # this code, wherever that python's editable install may point
 exec python studies/nightly.py --out "${PALIMPSEST_OUT:-results}/nightly" "$@"

@@ -1,7 +1,8 @@
 """What nights leave behind: checkpoints, samples and caches of code that nobody will compare with any more.
 
     stages that cells of the watched studies stand on
-        - those of the last `keep` nights, and of each study's good night        -> removed, folder by folder
+        - those of the last `keep` nights, and of each study's good night
+        - those of cells that ended after the last night, by one that was stopped      -> removed, folder by folder
 
 Records, curves, values and texts stay for ever; they are small.  Nothing is touched that no record of a night names, so
 ordinary studies may share the folder.  A removed stage that is asked for again, because the code went back, is made
@@ -28,6 +29,8 @@ def clear(history: History, studies: Iterable[Watched], keep: int) -> list[str]:
         for night in (*nights[-keep:], *([good] if good else [])):
             for cell in night["cells"]:
                 needed |= set(records.get(cell["key"], {}).get("stages", ()))
+        since = nights[-1]["at"] if nights else 0.0
+        needed |= {stage for record in records.values() if record["ended"] > since for stage in record["stages"]}
         named |= {stage for record in records.values() for stage in record["stages"]}
     return [name for name in sorted(named - needed) if remove(history.out / "stages" / name)]
 

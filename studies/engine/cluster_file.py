@@ -2,7 +2,8 @@
 
     cluster/gpu.yaml -> a mapping -> no placeholder left -> Ray's own schema -> the user's key and token are there
 
-Also, of a machine: whether it is the head of that cluster, where a command runs in place.
+Also, of a machine: whether it is the head of that cluster, where a command runs in place.  All files of cluster/ come
+with one name, so it is the provider, the place and the head's address, too, that make it that cluster.
 """
 
 import os
@@ -16,13 +17,16 @@ from typing import Any
 import yaml
 
 from studies.engine.cluster import IN_A_JOB, quiet
+from studies.engine.growth import running_file
 from studies.engine.study import BadInput
 from trainables.config import join, near
 
 # What stands in the files of cluster/ where a user must choose: addresses of documentation, numbers of zeros.
 PLACEHOLDER = re.compile(r"\b(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+\b|\b(ami|sg|subnet|fs|vpc)-0{8}\w*"
                          r"|\b0{8}-0{4}-\S+|\bpalimpsest-0{12}\S*|\bmy-project\b|\bexample\.(org|com|net)\b")
-ON_THE_HEAD = "~/ray_bootstrap_config.yaml"             # what `ray up` leaves there
+ON_THE_HEAD = "~/ray_bootstrap_config.yaml"             # what `ray up` leaves there, and `ray down` does not take away
+WHERE = ("region", "availability_zone", "project_id", "subscription_id", "resource_group", "location", "head_ip")
+URL = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -125,23 +129,37 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def elsewhere(on: str | None, stop: bool = False) -> str | None:
-    """What `--on` says, where that is not the machine on which it is typed.   BadInput"""
+    """What `--on` says, or RAY_ADDRESS where that is a dashboard's URL; None where the command runs on this machine.
+
+    BadInput: this machine is the cluster's head, and no Ray runs on it, so it would be this machine alone.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if on is None and address.startswith(URL):
+        on = address
     if on is None:
         if stop:
             raise BadInput("--stop ends what runs on a cluster: --on says which")
         return None
-    if os.environ.get(IN_A_JOB) is not None or is_head_of(on):
+    if os.environ.get(IN_A_JOB) is not None:
         return None
-    if os.environ.get("RAY_ADDRESS"):
-        raise BadInput(f"--on {on} and RAY_ADDRESS={os.environ['RAY_ADDRESS']} both name a cluster; unset RAY_ADDRESS")
+    if is_head_of(on):
+        if running_file() is None and not address:
+            raise BadInput(f"--on {on}: this is that cluster's head, and its Ray has ended: `ray up` starts it; "
+                           "without --on (PALIMPSEST_ON), the command uses this machine alone")
+        return None
+    if address and address != on:
+        raise BadInput(f"--on {on} and RAY_ADDRESS={address} both name a cluster; unset RAY_ADDRESS")
     return on
 
 
 def is_head_of(on: str) -> bool:
-    """Whether this machine is the head of the cluster of that file."""
+    """Whether this machine is, or was, the head of the cluster of that file."""
     try:
-        names = [yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))["cluster_name"]
-                 for path in (on, ON_THE_HEAD)]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        paths = [Path(path).expanduser() for path in (on, ON_THE_HEAD)]
+        typed, here = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths)
+        said, ours = typed["provider"], here["provider"]
+        same = ours["type"] in (said["type"], "external")            # on the head, cluster/spot.py extends Ray's AWS
+        return same and typed["cluster_name"] == here["cluster_name"] and all(
+            said[name] == ours.get(name) for name in WHERE if name in said)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return False
-    return names[0] == names[1]

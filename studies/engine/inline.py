@@ -20,6 +20,7 @@ import torch
 from ray import tune
 
 from studies.engine.halt import GIVEN, disk_full, notices, peer_lost
+from studies.engine.hardware import hardware
 from studies.engine.ledger import Ledger, Outbox, Record
 from studies.engine.plan import Cell, Shared
 from studies.engine.provenance import Code
@@ -163,7 +164,8 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
         record |= {"status": "failed", "reason": one_line(error)}
         trace = traceback.format_exc()
     seconds = outbox.spent + time.perf_counter() - clock
-    record |= {"started": started, "ended": time.time(), "seconds": seconds} | cost(seconds, place.resources)
+    record |= {"started": started, "ended": time.time(), "seconds": seconds, "hardware": hardware()}
+    record |= cost(seconds, place.resources)
     outbox.end(record["status"], seconds, reason=record["reason"], metrics=record["metrics"],
                texts={"traceback.txt": trace}, files=files)
     outbox.close()
@@ -196,7 +198,8 @@ def make_stage(shared: Shared, place: Place, produce: Callable[[Context], object
     outbox.end(status, seconds, reason=reason, texts={"traceback.txt": trace})
     outbox.close()
     record = {"key": shared.key, "kind": type(shared.stage).__name__, "status": status, "reason": reason,
-              "seconds": seconds} | cost(seconds, Resources(cpus=place.resources.cpus, gpus=place.resources.gpus))
+              "seconds": seconds, "hardware": hardware()}
+    record |= cost(seconds, Resources(cpus=place.resources.cpus, gpus=place.resources.gpus))
     if status != "stopped":
         place.ledger.write_stage(record)
     return record

@@ -102,8 +102,8 @@ class StudyNight:
 
     def judge(self, findings: Findings, good: Record | None) -> Verdict:
         """What is said of the cells that are there."""
-        usual = self.history.usual(self.watched, host())
-        return judge_night(self.watched, good, cells_tonight(findings, self.watched), usual)
+        now = cells_tonight(findings, self.watched)
+        return judge_night(self.watched, good, now, self.history.usual(self.watched, now))
 
     def _good(self, findings: Findings) -> Record | None:
         """The last good night whose cells pair with tonight's, which may not have run yet."""
@@ -150,7 +150,17 @@ class StudyNight:
         files = sorted({name.partition(":")[0] for name in changed if ".py: " in name})
         found = commits(good["commit"], commit, files, self.root) if files else []
         packages = [name for name in changed if ".py: " not in name]
+        if files and not found and not dirty:
+            found = [unknown(good["commit"], commit, files)]
         return [*found, *packages, *(["changes that are not committed"] if dirty else [])]
+
+
+def unknown(old: str, new: str, files: Iterable[str]) -> str:
+    """What to say where there is no history of the code, as in an image: how to ask one that has it."""
+    if "unknown" in (old, new):
+        return "commits that are not known: the code of one of the nights did not say which commit it is"
+    return ("commits that are not known here; where the repository is: "
+            f"git log {old[:12]}..{new[:12]} -- {' '.join(files)}")
 
 
 def tell_tracking(night: Record, watched: Watched, out: Path, markdown: str) -> str:

@@ -5,8 +5,11 @@
 
     0 all passed, or nothing can be said    1 a cell failed           2 bad input, said before anything starts
     3 something regressed                   75 another night runs     130 stopped; the same command continues
+
+A night that is stopped, or whose disk is full, keeps all that it has done, and removes what no night needs any more.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +20,23 @@ from rich.text import Text
 from studies.engine import report
 from studies.engine.clearing import clear
 from studies.engine.cluster import find_cluster, settle_environment
+from studies.engine.cluster_file import is_head_of
 from studies.engine.code_version import current
 from studies.engine.ledger import Record
-from studies.engine.night import BUSY, STOPPED, Ended, StudyNight, check_plans, exit_code, printer, tell_tracking
+from studies.engine.night import (
+    BUSY,
+    FAILED,
+    STOPPED,
+    Ended,
+    StudyNight,
+    check_plans,
+    exit_code,
+    printer,
+    tell_tracking,
+)
 from studies.engine.nights import History
 from studies.engine.nights_page import history_page
-from studies.engine.notices import addresses, markdown, send, worth_saying
+from studies.engine.notices import addresses, markdown, send, withheld, worth_saying
 from studies.engine.provenance import ROOT
 from studies.engine.study import BadInput
 from studies.engine.watched import Find, Nightly, read_nightly
@@ -38,11 +52,14 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
         chosen = choose(asked, only)
         if json is not None and not json.absolute().parent.is_dir():
             raise BadInput(f"--json: there is no folder {json.absolute().parent}")
-        out.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("PALIMPSEST_ON") and not is_head_of(os.environ["PALIMPSEST_ON"]):
+            complain("PALIMPSEST_ON is for studies: a night runs where it is typed; cluster/nightly/install.sh on the "
+                     "head makes it the cluster's")
+        lock = locked(out)
         if accept:
             return accepted(History(out), chosen, only)
         to = {} if dry_run else addresses(asked.notify)
-        with FileLock(out / ".night.lock", timeout=0):
+        with lock, withheld(to):
             return through(asked, chosen, out, json, dry_run, to, root)
     except Timeout:
         complain(f"another night is at work in {out}")
@@ -53,9 +70,19 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
     except (BadInput, ConfigError) as error:
         complain(f"error: {error}")
         return 2
+    except OSError as error:            # a disk that is full, a server that is gone; what is done is kept
+        complain(f"halted: {error}.  The same command continues")
+        return FAILED
+
+
+def locked(out: Path) -> FileLock:
+    """The lock of one night at a time in a folder, to be taken.   BadInput: nothing can be written there"""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".night.lock").touch()
     except OSError as error:
-        complain(f"error: --out: cannot write into {out}: {error.strerror}")
-        return 2
+        raise BadInput(f"--out: cannot write into {out}: {error.strerror}") from None
+    return FileLock(out / ".night.lock", timeout=0)
 
 
 def choose(asked: Nightly, only: str | None) -> Nightly:

@@ -6,6 +6,9 @@
 The good night, which tonight is compared with, is the last that passed or was accepted by hand, at tonight's settings:
 cells are pairs where arm, seed and the whole config agree.  So a loss within the margin every night is found when it
 has added up past the margin only if a night in between did not pass; a margin is what one may lose between two passes.
+
+Speeds are compared where both nights ran on the same kind of machine (hardware.py), whatever its name; where none did,
+the verdict says so.
 """
 
 import hashlib
@@ -15,7 +18,7 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from studies.engine.watched import Watched
 from trainables.config import classes, fingerprint
 
 Cells = dict[tuple[str, int], Record]    # (arm, seed) -> what a night keeps of a cell
+RECENT = 20                             # nights that say how much speed wanders here
+WIDEST = 2.0                            # what that may widen the margin of speed to, in margins
 
 
 class History:
@@ -48,12 +53,11 @@ class History:
                      if (night["verdict"] == "pass" or night["number"] in accepted)
                      and pairs(cells_of(night), cells)), None)
 
-    def usual(self, watched: Watched, host: str) -> float:
-        """The largest share of speed that a good night on this machine has lost, or won, against another."""
-        moved = [abs(found["loss"]) for night in self.nights(watched.name)
-                 if night["verdict"] == "pass" and night["host"] == host for found in night["findings"]
-                 if found["metric"] == SPEED and found["loss"] is not None]
-        return max(moved, default=0.0)
+    def usual(self, watched: Watched, now: Cells) -> float:
+        """How much speed wanders between good nights on tonight's kinds of machines."""
+        kinds = {kind(cell) for cell in now.values()}
+        return wander([night for night in self.nights(watched.name)
+                       if kinds & {kind(cell) for cell in night["cells"]}], watched)
 
     def add(self, line: Record) -> None:
         """Append: written beside and renamed, so that a reader, and whoever copies it, has whole lines."""
@@ -100,6 +104,26 @@ class History:
         return found
 
 
+def wander(nights: Sequence[Record], watched: Watched) -> float:
+    """The largest share of speed that one of the last good nights differed by from the one before, as far as that was
+    no finding: a night that is slow as a whole leaves its speed open, and passes.
+
+    Code that became faster says nothing of machines, so "improved" does not count; nor may machines widen the margin
+    without end, or a slow-down would never be found again.
+    """
+    if watched.speed is None:
+        return 0.0
+    moved = [abs(found["loss"]) for night in [each for each in nights if each["verdict"] == "pass"][-RECENT:]
+             for found in night["findings"]
+             if found["metric"] == SPEED and found["loss"] is not None and found["kind"] in ("same", "fine", "open")]
+    return min(max(moved, default=0.0), WIDEST * watched.speed.size)
+
+
+def kind(cell: Record) -> str:
+    """The kind of machine that a cell's speed was measured on; of old records only the machine's name is known."""
+    return cell.get("hardware") or cell["host"]
+
+
 def cells_of(night: Record) -> Cells:
     return {(cell["arm"], cell["seed"]): cell for cell in night["cells"]}
 
@@ -117,10 +141,11 @@ def cells_tonight(findings: Findings, watched: Watched) -> Cells:
     for cell in findings.plan.cells:
         record = findings.records.get(cell.key)
         if record is not None:
+            fast, where = speed(findings.ledger, record)
             found[cell.arm, cell.seed] = {
                 "arm": cell.arm, "seed": cell.seed, "key": cell.key, "config": fingerprint(cell.trial),
                 "status": record["status"], "reason": record["reason"], "host": record["host"],
-                "speed": speed(findings.ledger, record),
+                "speed": fast, "hardware": where,
                 "metrics": {name: finite(record["metrics"].get(name)) for name in watched.margins}}
     return found
 
@@ -130,16 +155,18 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def speed(ledger: Ledger, record: Record) -> float | None:
-    """Tokens per second, the median over a cell's own training; None where it found its weights made.
+def speed(ledger: Ledger, record: Record) -> tuple[float | None, str | None]:
+    """Tokens per second, the median over a cell's own training, and the kind of machine; (None, ...) where it found its
+    weights made.
 
     A checkpoint that several cells share is trained as a stage, whose speed counts for all of them.
     """
-    for name in (record["key"], *(f"stage-{key}" for key in record["stages"][::-1])):
-        points = curves(ledger.outbox(name)).get("train/tokens_per_second")
+    for key in ("", *record["stages"][::-1]):
+        points = curves(ledger.outbox(f"stage-{key}" if key else record["key"])).get("train/tokens_per_second")
         if points:
-            return statistics.median(points.values())
-    return None
+            made = (ledger.stage(key) or {}) if key else record
+            return statistics.median(points.values()), made.get("hardware")
+    return None, record.get("hardware")
 
 
 def code_of(plan: Any, arm: str, versions: CodeVersions) -> dict[str, str]:
@@ -181,8 +208,25 @@ def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float 
     if all(at in before and before[at]["key"] == cell["key"] for at, cell in now.items()):
         return Verdict("pass", "reused: the code that these cells use has not changed", findings)
     if all(found.kind == "same" for found in findings if found.metric != SPEED):
-        return Verdict("pass", "the same to the last bit", findings)
-    return Verdict("pass", "within the margins", findings)
+        return Verdict("pass", "the same to the last bit" + of_speed(before, now, findings), findings)
+    return Verdict("pass", "within the margins" + of_speed(before, now, findings), findings)
+
+
+def timed(both: Iterable[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
+    """The pairs of which both have a speed of their own: what was reused has its old one."""
+    return [(old, new) for old, new in both if old["key"] != new["key"] and old["speed"] and new["speed"]]
+
+
+def of_speed(before: Cells, now: Cells, findings: Sequence[Finding]) -> str:
+    """What a night that passes leaves open of speed (its last finding is the one of all arms), in words."""
+    both, widest = timed(pairs(before, now)), next((each for each in findings[::-1] if each.metric == SPEED), None)
+    if widest is None or widest.kind != "open" or not both:
+        return ""
+    if not widest.pairs:
+        there, here = ({kind(pair[n]) for pair in both} for n in (0, 1))
+        return (f"; speed could not be compared: tonight ran on {' and '.join(sorted(here))}, the good night on "
+                f"{' and '.join(sorted(there))}")
+    return f"; speed is open: {spell(widest)}"
 
 
 def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iterable[Finding]:
@@ -196,10 +240,9 @@ def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iter
             size = margin.of(statistics.fmean(old)) if old else margin.size
             yield metric_finding(arm, metric, old, new, watched.better(metric), size, watched.level, looks)
     if watched.speed is not None:
-        timed = [(old, new) for old, new in both if old["key"] != new["key"] and old["speed"] and new["speed"]
-                 and old["host"] == new["host"]]
+        alike = [(old, new) for old, new in timed(both) if kind(old) == kind(new)]
         for arm in (*watched.arms, *([EVERY] if len(watched.arms) > 1 else [])):
-            some = [(old["speed"], new["speed"]) for old, new in timed if arm in (EVERY, new["arm"])]
+            some = [(old["speed"], new["speed"]) for old, new in alike if arm in (EVERY, new["arm"])]
             yield speed_finding(arm, [old for old, _ in some], [new for _, new in some],
                                 max(watched.speed.size, usual), watched.level, looks)
 

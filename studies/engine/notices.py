@@ -9,8 +9,9 @@ Where to: an environment variable that the file names holds an address, `https:/
 variable's name.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -100,6 +101,16 @@ def addresses(variables: Iterable[str]) -> dict[str, str]:
             raise BadInput(f"notify: what {name} holds is no address that apprise knows: https://... of a webhook, "
                            "mailtos://user:password@host?to=someone@host, ...")
     return found
+
+
+@contextlib.contextmanager
+def withheld(variables: Iterable[str]) -> Iterator[None]:
+    """Take the addresses out of the environment, which every process of a study inherits, for a while."""
+    kept = {name: os.environ.pop(name) for name in variables}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def slack_like(address: str) -> str:

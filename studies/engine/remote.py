@@ -114,10 +114,16 @@ class Remote:
     def submit(self) -> str:
         """Send the tree and start the job; the id.   BadInput"""
         past = [job for job in self.client.list_jobs() if (job.submission_id or "").rpartition("-")[0] == self.stem]
-        self.job = f"{self.stem}-{len(past) + 1}"
-        self.start(self.job, f"exec python {shlex.join(self.parcel.command)}",
-                   {"study": self.study.name, "tree": self.parcel.tree,
-                    "from": f"{getpass.getuser()}@{socket.gethostname()}"})
+        job = f"{self.stem}-{len(past) + 1}"
+        try:
+            self.start(job, f"exec python {shlex.join(self.parcel.command)}",
+                       {"study": self.study.name, "tree": self.parcel.tree,
+                        "from": f"{getpass.getuser()}@{socket.gethostname()}"})
+        except KeyboardInterrupt:                        # the tree was on its way, or had come
+            if any(each.submission_id == job for each in self.running()):
+                self.job = job
+            raise
+        self.job = job
         self.say(f"submitted to {self.way.name}: {self.job}.  Ctrl-C leaves it running; the same command comes back to "
                  "it, with --stop it ends")
         return self.job

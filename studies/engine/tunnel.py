@@ -5,6 +5,9 @@
 
 Ray's token goes through it in a header, and is in no argument, file or message.  When this program ends, however it
 ends, the tunnel's standard input closes, and with that the tunnel.
+
+Nothing is made or changed in an account: the head is looked up, and so is the key with which it was launched, where
+Ray's own way (its bootstrap) would make another.  A head's host key is taken at first sight and must stay what it was.
 """
 
 import contextlib
@@ -14,8 +17,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from studies.engine.cluster import quiet
@@ -23,6 +26,8 @@ from studies.engine.cluster_file import ClusterFile, read
 from studies.engine.study import BadInput
 
 ANSWER = 30                             # seconds in which SSH, or the dashboard, must answer
+KNOWN_HOSTS = "~/.palimpsest/known_hosts"
+PACKAGES = {"aws": "boto3", "gcp": "google-api-python-client", "azure": "azure-mgmt-compute and its kin"}
 HINTS = {"aws": "`aws sts get-caller-identity` must work here", "gcp": "`gcloud auth application-default login`",
          "azure": "`az login`"}
 
@@ -53,7 +58,8 @@ class Way:
 class Tunnel(Way):
     """A way through SSH."""
 
-    def __init__(self, file: ClusterFile, command: list[str], where: str, token: str):
+    def __init__(self, file: ClusterFile, command: list[str], where: str, token: str, alias: str):
+        self.alias = alias              # what its host key is filed under
         self.port = _free_port()        # the same whenever it is opened: who uses it keeps the URL
         super().__init__(f"http://127.0.0.1:{self.port}", f"{file.name} ({where})", token)
         self.file, self.command, self.where = file, command, where
@@ -79,6 +85,10 @@ class Tunnel(Way):
             return process
         process.kill()
         said = process.communicate()[1].decode(errors="replace").strip().splitlines()
+        if said and "host key verification failed" in said[-1].lower():
+            raise BadInput(f"the head of {self.file.name} at {self.where} has another SSH host key than it had: it was "
+                           f"set up anew, or is not the same.  If you know why: ssh-keygen -R {self.alias} "
+                           f"-f {KNOWN_HOSTS}")
         raise BadInput(f"the head of {self.file.name} at {self.where} does not answer over SSH: "
                        f"{said[-1] if said else 'it says nothing'}.  Is it up?  `ray up {self.file.path}` starts it")
 
@@ -126,47 +136,84 @@ def at(url: str) -> Way:
 
 
 def through_ssh(file: ClusterFile) -> Tunnel:
-    """BadInput: no head, no credentials, no SSH."""
-    secret = token(file)
-    config, where = find_head(file)
+    """BadInput: no head, no credentials, no key, no SSH."""
+    secret, head = token(file), find_head(file)
     with quiet(None):
         from ray.autoscaler._private.command_runner import SSHOptions
 
-    auth = config["auth"]
-    options = SSHOptions(auth.get("ssh_private_key") and os.path.expanduser(auth["ssh_private_key"]),
-                         ProxyCommand=auth.get("ssh_proxy_command"), BatchMode="yes", LogLevel="ERROR")
-    command = ["ssh", *options.to_ssh_options_list(timeout=ANSWER), f"{auth['ssh_user']}@{where}"]
-    return Tunnel(file, command, where, secret)
+    auth, known = file.config["auth"], Path(KNOWN_HOSTS).expanduser()
+    known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    alias = f"{file.name}-{head.node}"          # a cloud gives old addresses to new machines
+    options = SSHOptions(head.key, ProxyCommand=auth.get("ssh_proxy_command"), BatchMode="yes", LogLevel="ERROR",
+                         StrictHostKeyChecking="accept-new", UserKnownHostsFile=str(known), HostKeyAlias=alias)
+    command = ["ssh", *options.to_ssh_options_list(timeout=ANSWER), f"{auth['ssh_user']}@{head.address}"]
+    return Tunnel(file, command, head.address, secret, alias)
 
 
-def find_head(file: ClusterFile) -> tuple[dict[str, Any], str]:
-    """(config with the key that Ray made, where it made one; the head's address).   BadInput: it is not up"""
-    kind, provider = file.provider.get("type"), file.provider
+@dataclass(frozen=True)
+class Head:
+    """A head that is up."""
+
+    node: str                           # what its provider calls it
+    address: str
+    key: str | None                     # the file of the SSH key that it takes; None: whichever SSH finds
+
+
+def find_head(file: ClusterFile) -> Head:
+    """Where the head is, and the key to it.   BadInput: it is not up, or the key is not here"""
+    kind, provider = str(file.provider.get("type")), file.provider
     if kind == "local" and "head_ip" in provider:        # Ray's own list is on the one machine that typed `ray up`
-        return file.config, provider.get("external_head_ip") or provider["head_ip"]
+        return Head(provider["head_ip"], provider.get("external_head_ip") or provider["head_ip"], key_of(file))
     with quiet(None):
-        from ray.autoscaler._private.commands import _bootstrap_config
         from ray.autoscaler._private.providers import _get_node_provider
         from ray.autoscaler.sdk import get_head_node_ip
     try:
         with quiet(None):
-            nodes = _get_node_provider(provider, file.name).non_terminated_nodes({"ray-node-type": "head"})
+            found = _get_node_provider(provider, file.name)
+            nodes = found.non_terminated_nodes({"ray-node-type": "head"})
             where = get_head_node_ip(file.config) if nodes else ""
-            # Only now: it looks up, and would make, keys and rules.
-            config = _bootstrap_config(file.config) if nodes else file.config
-    except ImportError as error:
-        raise BadInput(f"--on {file.path}: looking at {kind} needs a package that is not here: {error.name}; "
-                       "cluster/README.md says which") from None
+            pair = found.ec2.Instance(nodes[0]).key_name if nodes and kind == "aws" else None
+    except ImportError as error:         # Ray's own has no name
+        what = PACKAGES.get(kind, error.name or str(error))
+        raise BadInput(f"--on {file.path}: looking at {kind} needs {what}, which is not here; cluster/README.md says "
+                       "how to install it") from None
     except Exception as error:           # each cloud's own, and Ray's RuntimeError
         if "not found!" in str(error):
             raise BadInput(f"the head of {file.name} is not ready: it is being set up, or that failed.  "
                            f"`ray up --no-restart {file.path}` says") from None
-        hint = HINTS.get(str(kind), "are your credentials there?")
+        hint = HINTS.get(kind, "are your credentials there?")
         raise BadInput(f"--on {file.path}: {kind} does not let us look for the head: "
                        f"{' '.join(str(error).split())[:200]}  ({hint})") from None
     if not nodes:
         raise BadInput(f"{file.name} is not up: {kind} has no head of that name.  `ray up {file.path}` starts it")
-    return config, where
+    return Head(nodes[0], where, key_of(file, pair))
+
+
+def key_of(file: ClusterFile, pair: str | None = None) -> str | None:
+    """The file of the head's key: the one that is said, or the one that Ray made when it launched the head.
+
+    `pair`: the name of the key pair of an AWS machine.   BadInput: it is not on this machine
+    """
+    from ray.autoscaler._private.util import generate_ssh_key_name, generate_ssh_key_paths
+
+    auth, said, kind = file.config["auth"], file.provider, file.provider.get("type")
+    if auth.get("ssh_private_key"):                      # `read` has seen that it is there
+        return os.path.expanduser(auth["ssh_private_key"])
+    if kind == "aws" and pair is not None:
+        names = [pair]
+    elif kind == "gcp":                                  # Ray uses the first of ten that is there
+        names = [generate_ssh_key_name("gcp", n, said["region"], said["project_id"], auth["ssh_user"])
+                 for n in range(10)]
+    elif kind == "azure":
+        names = [generate_ssh_key_name("azure", None, said["location"], said["resource_group"], auth["ssh_user"])]
+    else:
+        return None
+    paths = [generate_ssh_key_paths(name)[1] if kind != "aws" else os.path.expanduser(f"~/.ssh/{name}.pem")
+             for name in names]
+    if (found := next((path for path in paths if os.path.exists(path)), None)) is None:
+        raise BadInput(f"the head of {file.name} takes the key {paths[0]}, which is not on this machine: copy it from "
+                       "the one that typed `ray up`, mode 600, or name yours as auth.ssh_private_key")
+    return found
 
 
 def token(file: ClusterFile | None) -> str:
