@@ -50,8 +50,8 @@ study = Study(
     },
     report=(
         Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
-        Minimise("test/total_variation"), Maximise("test/mauve"), Minimise("test/perplexity"), Minimise("test/judge_nll"), Maximise("test/diversity"), Watch("test/memorisation"),
-        Watch("valid/context_gain"),
+        Minimise("test/total_variation"), Maximise("test/mauve"), Minimise("test/perplexity"),
+        Minimise("test/judge_nll"), Maximise("test/diversity"), Watch("test/memorisation"), Watch("valid/context_gain"),
     ),
     seeds=3,
 )
