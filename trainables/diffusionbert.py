@@ -99,6 +99,7 @@ class DiffusionBert:
                               "training and no bound; Mdlm's term bounds with a spindle too")
 
     steppers: ClassVar[tuple] = (Ancestral,)
+    losses: ClassVar[tuple[str, ...]] = ("loss", "bound", "cross_entropy")
     reads_class: ClassVar[bool] = False
 
     @property
@@ -118,6 +119,12 @@ class DiffusionBert:
 
     def information(self, data: Data) -> WordInformation:
         return WordInformation(texts=self.texts(data), measure=self.measure)
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        per = (f"{what}_per_{unit}" for what in ("bound", "bound_perplexity") for unit in ("token", "piece", "word"))
+        return ("bound_per_text", "bound_length_per_text", "bound_error", *per, "bound_calls", "bound_seed",
+                "bound_own_per_token")
 
     def learned(self) -> "DiffusionBert":
         return self

@@ -88,6 +88,7 @@ class Ld4lg:
     as_published: bool = False                           # hints have that norm while training only
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    losses: ClassVar[tuple[str, ...]] = ("loss",)        # that training records
 
     def __post_init__(self):
         _share(class_dropout=self.class_dropout)
@@ -136,6 +137,10 @@ class Ld4lg:
 
     def labels(self, data: Data) -> Labels | None:
         return Labels(data=data) if self.classes else None
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        return tuple(f"error_at_{share}" for share in (25, 50, 75))
 
     def learned(self) -> "Ld4lg":
         """The part of this config that training depends on: another decoding finds the same checkpoint."""

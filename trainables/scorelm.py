@@ -117,6 +117,7 @@ class ScoreLm:
             raise ValueError("times.per_token must be False: multilevel says which share of rows has a level per token")
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    losses: ClassVar[tuple[str, ...]] = ("loss",)        # that training records
     reads_class: ClassVar[bool] = False
 
     @property
@@ -132,6 +133,10 @@ class ScoreLm:
     def longest(self) -> int:
         """Tokens of the longest document, its source included."""
         return self.length + self.source_length
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        return ("filled", *(f"{name}_at_{share}" for name in ("nats", "accuracy") for share in (25, 50, 75)))
 
     def learned(self) -> "ScoreLm":
         """The part of this config that training depends on."""

@@ -79,6 +79,7 @@ class TEncDM:
             raise ValueError(f"length must lie in 4..{self.network.positions} (network.positions), not {self.length}")
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
+    losses: ClassVar[tuple[str, ...]] = ("loss",)        # that training records
     reads_class: ClassVar[bool] = False
 
     @property
@@ -101,6 +102,10 @@ class TEncDM:
         """What can be known from context is known exactly where the texts can be enumerated."""
         known = isinstance(data, Stories) and not self.reads_source and not self.times.per_token
         return (ContextBounds(encoded=self.encoded(data), process=self.process, times=self.times),) if known else ()
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        return ("context_gain",) if self.context_bounds(data) else ()
 
     def learned(self) -> "TEncDM":
         """The part of this config that training depends on: another decoder finds the same checkpoint."""

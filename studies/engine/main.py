@@ -26,7 +26,7 @@ from studies.engine import formats, page, report, rounds, search_page
 from studies.engine.cluster import Cluster, find_cluster, quiet, settle_environment, shape, start_local
 from studies.engine.cluster_file import elsewhere
 from studies.engine.guardian import Guardian, leading
-from studies.engine.halt import Halt, disk_full
+from studies.engine.halt import Halt, as_interrupt, disk_full
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
 from studies.engine.options import Options, check, check_world, open_store, prepare
@@ -90,7 +90,7 @@ def conduct(study: Study, options: Options, on: str | None = None, stop: bool = 
     """Everything between the command line and the exit code; on the cluster that `on` names, where it is not here."""
     began = time.time()
     settle_environment()
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    before = signal.signal(signal.SIGTERM, as_interrupt)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160             # a log has no edge that a table could respect
@@ -112,7 +112,7 @@ def conduct(study: Study, options: Options, on: str | None = None, stop: bool = 
             settled = explore.tuned(study, options, ledger, cluster, console)
             if settled is None:
                 return 0
-            study, options = settled, replace(options, arms=None)       # it has the arms that were asked for
+            study, options = settled[0], replace(options, arms=None, searched=settled[1])    # arms: those asked for
         plan = prepare(study, options, ledger, cluster)
         if options.dry_run:
             console.print(Text("\n".join(plan.lines())), soft_wrap=True)
@@ -244,7 +244,7 @@ def ray_up(plan: Plan, log: Path) -> Iterator[None]:
 
         ours = not ray.is_initialized()
         start_local(plan.resources)
-        signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
+        signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
     try:
         yield
     finally:
@@ -268,7 +268,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)
-            signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
+            signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
             with View(plan, ledger, console) as view:
                 run(plan, place, shape(cluster.address), view)
         finally:
@@ -363,7 +363,3 @@ def give_back() -> None:
     """End the groups of workers that this driver may have, before Ray ends, or on a cluster that outlives us."""
     if (group := sys.modules.get("studies.engine.group")) is not None:      # else there is none, and Ray is not there
         group.release()
-
-
-def _as_interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
