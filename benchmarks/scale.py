@@ -12,8 +12,8 @@ shipped to MLflow on SQLite.  At each size:
     plan        expand, look up, say what to do (the whole study is asked for)      s, and ms a trial
     report      the outcome and the table, from the ledger                          s, and ms a trial
 
-A search is measured beside it, on SQLite: each point asked for, each step recorded, each end told as a driver does, by TPE
-and halving, with nothing trained between (an hour of training or none: the search costs the same):
+A search is measured beside it, on SQLite: points asked for, steps recorded, ends told as a driver does; TPE, halving,
+and nothing trained between (an hour of training or none: the search costs the same):
 
     step        a step of a point's curve, remembered and judged        ms, the median of the last 25 points' steps
     ask         a point                                                 ms, the median of the last 25 points
