@@ -20,7 +20,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +237,7 @@ class Progress:
         self.cells: dict[str, Cell] = {}
         self.study, self.scale, self.arms = self.plan.study, self.plan.scale, self.plan.arms
         self.history = self.plan.history
-
-    @cached_property
-    def to_come(self) -> dict[str, int]:
-        return {one.arm: max(one.left(), 0) for one in self.searches}
+        self.to_come = {one.arm: max(one.left(), 0) for one in self.searches}       # before the first one ends
 
     @property
     def missing(self) -> list[Cell]:
