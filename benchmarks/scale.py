@@ -117,7 +117,7 @@ def without_ray(trials: int) -> None:
 
 def search(trials: int) -> None:
     out = Path(tempfile.mkdtemp(prefix="scale-search-"))
-    space = Space({"system.shape.gain": LogUniform(0.1, 10.0), "training.steps": Integers(100, 10_000),
+    space = Space({"system.shape.gain": LogUniform(0.1, 10.0), "training.steps": Integers(5, 10_000),
                    "samples_drawn": Integers(8, 1_000)})
     tune = Tune(space=space, select=(Minimise("valid/error"),), trials=trials,
                 prune=Halving(Minimise("valid/loss"), first=3, factor=2))

@@ -21,13 +21,10 @@ from optuna.trial import TrialState
 from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With
 from studies import tune
 from studies.engine import search_page, search_report
-from studies.engine.admission import Capacity
-from studies.engine.asking import Asking
 from studies.engine.bound import Bound
 from studies.engine.budget import Budget
 from studies.engine.cluster import Cluster
 from studies.engine.found import chosen, complete, doubts, importances, spread, table
-from studies.engine.inline import Place
 from studies.engine.ledger import Ledger
 from studies.engine.plan import Cell
 from studies.engine.provenance import Code
@@ -527,14 +524,18 @@ def test_a_search_of_failures_only_is_given_up(file):
     assert len(go(again, most=100)) == 49 and not again.hopeless                     # mended, they are tried again
 
 
-def asking(file: Desk, one: Search, bound: Bound = Bound()) -> Asking:
+def asking(file: Desk, one: Search, bound: Bound = Bound()) -> Any:
+    from studies.engine.admission import Capacity  # and Ray with it, which PROGRAM below may not import yet
+    from studies.engine.asking import Asking
+    from studies.engine.inline import Place
+
     folder = file.folder / "toy"
     place = Place(study="toy", scale="laptop", data="Words", folder=folder, store=str(file.folder / "stages"),
                   resources=Resources(), code=Code("unknown", ""))
     return Asking([one], place, Capacity(Cluster("local", ((2.0, 0.0),)), Resources()), bound)
 
 
-def suggested(searcher: Asking, number: int) -> Cell:
+def suggested(searcher: Any, number: int) -> Cell:
     found = searcher.suggest(f"trial {number}")
     assert isinstance(found, dict)
     return found["made"]
