@@ -555,6 +555,11 @@ def test_a_driver_that_is_told_to_end_begins_nothing_and_gives_back(file):
         assert searcher.suggest(f"trial {number + 2}") in (None, "FINISHED")
     searcher.place.notice.clear()
     assert searcher.suggest("trial 9") == "FINISHED" and searcher.work == {}
+    late = asking(file, one)
+    begun, _ = suggested(late, 0), suggested(late, 1)               # handed out both, and only one has begun
+    late.leave({begun.key})
+    assert late.work.keys() == other.elsewhere() == {begun.key} and late.suggest("trial 2") is None
+    one.release(begun.key)
     taken = [other.ask(), other.ask()]                              # at once, though far-away's leases had begun
     assert [cell.key for cell in taken if isinstance(cell, Cell)] == [first.key, second.key]
 

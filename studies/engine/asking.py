@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 from ray import tune
@@ -109,6 +110,15 @@ class Asking(Searcher):
                 one.release(cell.key)
             except Exception as error:
                 self.fails(error)
+
+    def leave(self, at_work: Collection[str]) -> None:
+        """Give back what was handed out and has not begun.   at_work: keys of what could not save itself in time; their
+        leases end with this process"""
+        with self.lock:
+            self.closing = True
+            for key, (_, cell) in list(self.work.items()):
+                if key not in at_work:
+                    self.again(cell)
 
     def ended(self, cell: Cell, record: Record | None) -> None:
         with self.lock:
@@ -223,8 +233,10 @@ def run_searches(searches: list[Search], progress: Any, place: Place, view: View
 
     try:
         problem = fit(tuner, lambda: bool(watch.halted), tick, place, view) or asking.problem
+    except KeyboardInterrupt:
+        asking.leave(view.running)      # Tune's thread outlives it, and would go on
+        raise
     finally:
-        asking.closing = True           # Tune's thread outlives an interrupt
         shutil.rmtree(folder, ignore_errors=True)
     if watch.halted or disk_full(problem):
         raise Halt(full(place, watch.halted or inline.one_line(problem)))       # type: ignore[arg-type]
