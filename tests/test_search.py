@@ -751,8 +751,8 @@ def test_a_search_that_is_killed_and_one_that_is_told_to_end_continue_and_repeat
     before = {arm: [trial.params for trial in trials] for arm, trials in remembered(tmp_path).items()}
 
     process = start(tmp_path)                                       # the next one is told to end, as Slurm would
-    done = len(list((tmp_path / "toy" / "cells").glob("*.json")))
-    while len(list((tmp_path / "toy" / "cells").glob("*.json"))) == done:
+    while not any(f":{process.pid}:" in trial.user_attrs.get("lease", {}).get("owner", "")
+                  for trials in remembered(tmp_path).values() for trial in trials):
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
