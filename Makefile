@@ -18,7 +18,7 @@ test: lint
 
 test-cluster: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test-cluster]'
-	PALIMPSEST_LABS=1 $(BIN)/python -m pytest tests/test_never_stuck.py tests/test_cluster_*.py $(ARGS)
+	PALIMPSEST_LABS=1 $(BIN)/python -m pytest tests/test_never_stuck.py tests/test_search_storage.py tests/test_cluster_*.py $(ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

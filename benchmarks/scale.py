@@ -1,6 +1,6 @@
 """2,000 recorded trials in one study: what planning, reporting and each further trial cost as it grows.
 
-    python benchmarks/scale.py [--trials 2000] [--ray]
+    python benchmarks/scale.py [--trials 2000] [--search] [--ray]
 
 Each trial is really done (a fake one of milliseconds: data, a shared stage, training, samples, metrics), recorded and
 shipped to MLflow on SQLite.  At each size:
@@ -11,6 +11,13 @@ shipped to MLflow on SQLite.  At each size:
     resume      a new driver: connect, trust the journal, look                      s
     plan        expand, look up, say what to do (the whole study is asked for)      s, and ms a trial
     report      the outcome and the table, from the ledger                          s, and ms a trial
+
+A search is measured beside it, on SQLite: points asked for, steps recorded, ends told as a driver does; TPE, halving,
+and nothing trained between (an hour of training or none: the search costs the same):
+
+    step        a step of a point's curve, remembered and judged        ms, the median of the last 25 points' steps
+    ask         a point                                                 ms, the median of the last 25 points
+    tell        what became of it                                       ms, the median of the last 25 points
 
 With --ray the study also runs through Ray Tune as a user would run it: seconds a trial, hundred by hundred.
 """
@@ -36,15 +43,21 @@ settle_environment()
 
 from fake_trial import recipe  # noqa: E402
 
+from search_spaces.domains import Integers, LogUniform, Space  # noqa: E402
 from studies.engine import report  # noqa: E402
 from studies.engine.inline import Place, attempt  # noqa: E402
 from studies.engine.ledger import Ledger  # noqa: E402
 from studies.engine.plan import Plan, make_plan  # noqa: E402
 from studies.engine.provenance import Code  # noqa: E402
+from studies.engine.pruning import Halving  # noqa: E402
+from studies.engine.search import Search  # noqa: E402
+from studies.engine.storage import Memory  # noqa: E402
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study  # noqa: E402
 from studies.engine.tracking import Shipper, Tracking, parent_story  # noqa: E402
+from studies.engine.tuning import Tune  # noqa: E402
 from trainables.stages import Store  # noqa: E402
 
+STEPS = 12                              # that a point which is not stopped records
 ARMS = {f"arm {number}": Arm({"samples_drawn": 8 + number}) for number in range(20)}
 
 
@@ -102,6 +115,36 @@ def without_ray(trials: int) -> None:
             sizes.append(done)
 
 
+def search(trials: int) -> None:
+    out = Path(tempfile.mkdtemp(prefix="scale-search-"))
+    space = Space({"system.shape.gain": LogUniform(0.1, 10.0), "training.steps": Integers(5, 10_000),
+                   "samples_drawn": Integers(8, 1_000)})
+    tune = Tune(space=space, select=(Minimise("valid/error"),), trials=trials,
+                prune=Halving(Minimise("valid/loss"), first=3, factor=2))
+    memory = Memory(f"sqlite:///{out}/optuna.db")
+    one = Search("scale", "laptop", "base", tune.around(recipe()), memory, Ledger(out / "scale"))
+    one.open()
+    steps, asks, tells = [], [], []
+    print(f"\n{'points':>7} {'step ms':>8} {'ask ms':>8} {'tell ms':>8}")
+    for done in range(1, trials + 1):
+        cell, spent = timed(one.ask)
+        asks.append(spent)
+        gain, status = cell.trial.system.shape.gain, "done"
+        for step in range(1, STEPS + 1):
+            reason, spent = timed(one.report, cell.key, step, {"valid/loss": gain / step})
+            steps.append(spent)
+            if reason:
+                status = "pruned"
+                break
+        _, spent = timed(one.tell, cell.key, {"status": status, "reason": "", "cpu_hours": 0.1, "gpu_hours": 0.0,
+                                              "seconds": 1.0, "metrics": {"valid/error": abs(gain - 1.0)}})
+        tells.append(spent)
+        if done in (100, 500, 1000, trials):
+            print(f"{done:>7} " + " ".join(f"{1e3 * statistics.median(some):>8.1f}" for some in (
+                steps[-25 * 3:], asks[-25:], tells[-25:])), flush=True)
+    memory.close()
+
+
 def with_ray(trials: int) -> None:
     from studies.engine.main import main
 
@@ -120,7 +163,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--search", action="store_true", help="nothing but the search")
     asked = parser.parse_args()
-    without_ray(asked.trials)
+    if not asked.search:
+        without_ray(asked.trials)
+    search(asked.trials)
     if asked.ray:
         with_ray(asked.trials)

@@ -5,7 +5,11 @@
                                                             with the recipe on test texts, with other seeds
     python studies/tune.py tencdm --space joint --goals quality,diversity,cost --sampler nsga2 --trials 60
     python studies/tune.py ld4lg --trials 50                the same command with a larger budget continues
-    optuna-dashboard results/optuna.db                      every search, slice by slice
+    python studies/tune.py tencdm --trials 200 --hours 10   200 points, or what 10 hours bear, the comparison included
+    make search                                             every search in optuna-dashboard, slice by slice
+
+A metric that the recipe never records is refused before anything starts.  Ten points that fail one behind the other end
+a search (exit code 3): what breaks all points is mended first, and the same command goes on.
 
 SYSTEM is tencdm, ld4lg, ld4lg_annealed, diffusionbert or scorelm; further options are those of every study (--data,
 --set, --scale, --seeds, --out, --report, ...; `studies/ablation_encoder.py --help` lists them).
@@ -25,6 +29,7 @@ from studies.engine.main import main
 from studies.engine.pruning import Halving, Median, Pruner
 from studies.engine.study import Arm, Maximise, Minimise, Resources, Scale, Study, Watch
 from studies.engine.tuning import GaussianProcess, Nsga2, QuasiRandom, Sampler, Sought, Tpe, Tune
+from trainables.config import ConfigError
 from trainables.tencdm import TEncDM
 from trainables.trial import Trial
 
@@ -79,7 +84,12 @@ class Goals:
     def goal(self, word: str, trial: Trial) -> Minimise | Maximise:
         known = {f"valid/{name}" for metric in trial.evaluation.metrics for name in metric.better}
         if word == "quality":
-            return next(metric for metric in QUALITY if metric.metric in known)
+            found = next((metric for metric in QUALITY if metric.metric in known), None)
+            if found is None:
+                names = ", ".join(metric.metric.partition("/")[2] for metric in QUALITY)
+                raise ConfigError("evaluation.metrics", f"gives nothing that could be quality ({names}): name goals "
+                                                        "as min:valid/METRIC or max:valid/METRIC")
+            return found
         if word == "diversity":
             return Maximise("valid/diversity")
         if word == "cost":

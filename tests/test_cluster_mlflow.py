@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgresql import postgresql
 
 CLUSTER = Path(__file__).resolve().parent.parent / "cluster"
 HERE = CLUSTER / "mlflow"
@@ -34,40 +35,11 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """A PostgreSQL of its own, without a port; yields the folder of its socket."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("needs PostgreSQL (apt-get install postgresql)")
-    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
     pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
-    if os.geteuid() == 0 and shutil.which("setpriv") is None:
-        pytest.skip("needs setpriv: PostgreSQL does not run as root")
-    folder = Path(
-        subprocess.run(["mktemp", "-d", "/tmp/pg-XXXXXX"], check=True, capture_output=True, text=True).stdout.strip()
-    )
-    as_owner = []
-    if os.geteuid() == 0:
-        shutil.chown(folder, "nobody")
-        as_owner = ["setpriv", "--reuid=nobody", "--clear-groups"]
-    folder.chmod(0o755)
-    binaries = found[-1].parent
-
-    def run(*command: str) -> None:
-        subprocess.run(
-            [*as_owner, *command], check=True, cwd="/", stdout=subprocess.DEVNULL, env=os.environ | {"HOME": "/"}
-        )
-
-    run(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "tester", "--auth=trust", "--no-sync")
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    run(str(binaries / "pg_ctl"), "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", "-o", options, "start")
-    try:
-        for name in ("mlflow", "mlflow_auth"):
-            run("createdb", "-h", str(folder), "-U", "tester", name)
-        yield str(folder)
-    finally:
-        run(str(binaries / "pg_ctl"), "-D", str(folder / "data"), "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    with postgresql("mlflow", "mlflow_auth") as found:
+        yield str(found.folder)
 
 
 class Server:

@@ -1,6 +1,7 @@
 """Laws of initial weights, over every network: parts named and shaped alike begin alike, if their seed is one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from trainables.networks.latent_transformer import LatentTransformer
 from trainables.networks.score_transformer import ScoreTransformer
 from trainables.networks.transformer import Transformer
 
-LATENT = {"width": 16, "heads": 2, "positions": 12}
+LATENT: dict[str, Any] = {"width": 16, "heads": 2, "positions": 12}
 
 # Each with two builds that differ in what the network has.
 PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
@@ -70,5 +71,5 @@ def test_the_generator_is_left_where_the_seed_had_put_it():
 
 def test_the_scale_of_a_weight_is_still_the_layers_own():
     torch.manual_seed(3)
-    weight = drawn(nn.Sequential(nn.Linear(400, 300)))[0].weight.detach()
+    weight = drawn(nn.Linear(400, 300)).weight.detach()
     assert weight.abs().max() <= 400 ** -0.5 and weight.std() == pytest.approx(400 ** -0.5 / 3 ** 0.5, rel=0.02)

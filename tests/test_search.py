@@ -4,12 +4,11 @@ import importlib
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,23 @@ from optuna.trial import TrialState
 
 from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With
 from studies import tune
-from studies.engine import explore, search_page
-from studies.engine.findings import Findings
+from studies.engine import search_page, search_report
+from studies.engine.bound import Bound
+from studies.engine.budget import Budget
+from studies.engine.cluster import Cluster
 from studies.engine.found import chosen, complete, doubts, importances, spread, table
 from studies.engine.ledger import Ledger
-from studies.engine.mirror import mirror
-from studies.engine.plan import Cell, cell_key, make_plan
+from studies.engine.plan import Cell
+from studies.engine.provenance import Code
 from studies.engine.pruning import Halving, Median, dominates, fronts
 from studies.engine.samplers import Sobol
-from studies.engine.search import DONE, WAIT, Search
+from studies.engine.search import DONE, IN_A_ROW, WAIT, Search
 from studies.engine.storage import Memory, storage_url
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study
 from studies.engine.tuning import GaussianProcess, Nsga2, QuasiRandom, Tpe, Tune, nuisance
 from trainables.config import ConfigError, override
-from trainables.stages import Store
+from trainables.evaluation.variety import Variety
+from trainables.tencdm import tencdm_laptop
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
     "DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "ResourceWarning")]
@@ -86,23 +88,6 @@ def states(one: Search) -> list[str]:
     return [trial.state.name for trial in one.trials()]
 
 
-@pytest.fixture(params=["sqlite", "journal", "postgresql"])
-def desk(request, tmp_path) -> Iterator[Desk]:
-    urls = {"sqlite": f"sqlite:///{tmp_path}/o.db", "journal": str(tmp_path / "o.journal"),
-            "postgresql": os.environ.get("TEST_POSTGRESQL")}
-    url = urls[request.param]
-    if url is None:
-        pytest.skip("TEST_POSTGRESQL names no database for tests (postgresql+psycopg://...)")
-    found = Desk(tmp_path, url)
-    if request.param == "postgresql":
-        found.opened.append(Memory(url))
-        for name in found.opened[0].studies():
-            optuna.delete_study(study_name=name, storage=found.opened[0].storage)
-    yield found
-    for memory in found.opened:
-        memory.close()
-
-
 @pytest.fixture
 def file(tmp_path) -> Desk:
     return Desk(tmp_path, str(tmp_path / "o.journal"))
@@ -111,42 +96,12 @@ def file(tmp_path) -> Desk:
 # ---------------------------------------------------------------- one driver
 
 
-def test_a_search_spends_its_budget_and_says_what_became_of_each(desk):
-    def outcome(cell: Cell) -> dict:
-        if cell.point == 3:
-            return record(cell, "diverged")
-        if cell.point == 4:
-            return record(cell, "pruned")
-        return record(cell)
-
-    one = desk.search()
-    cells = go(one, outcome)
-    assert one.ask() == DONE and len(one.trials()) == 12
-    assert states(one)[3] == "FAIL" and states(one)[4] == "PRUNED"
-    assert sum(state == "COMPLETE" for state in states(one)) == 10
-    trials = one.trials()
-    assert all(trial.user_attrs["key"] == cell_key(one.cell(trial.params, 0).trial, "valid") for trial in trials)
-    assert trials[3].user_attrs["status"] == "diverged" and trials[3].user_attrs["reason"] == "so it went"
-    best = chosen(one)[0]
-    assert best.value == min(trial.value for trial in trials if trial.state == TrialState.COMPLETE)
-    assert all(cell.split == "valid" and cell.trial.seed == 1_000 for cell in cells)
-    assert one.states() == {"done": 10, "diverged": 1, "pruned": 1}
-
-
 def test_the_arm_as_it_is_comes_first(file):
     base = override(Trial(), {"system.shape": Linear(gain=3.0), "training.steps": 7})
     one = file.search(base)
     first = go(one, most=1)[0]
     assert first.trial == override(base, {"seed": 1_000})
     assert one.trials()[0].params == {"system.shape": "Linear", "system.shape[Linear].gain": 3.0, "training.steps": 7}
-
-
-def test_a_larger_budget_continues(desk):
-    go(desk.search(trials=5))
-    first = [trial.params for trial in desk.search(trials=5).trials()]
-    again = desk.search(trials=9)
-    assert len(go(again)) == 4 and [trial.params for trial in again.trials()][:5] == first
-    assert len(again.trials()) == 9 and again.ask() == DONE
 
 
 def test_interrupted_and_continued_is_as_if_nothing_had_happened(tmp_path):
@@ -231,73 +186,7 @@ def test_a_point_that_comes_twice_runs_once(file):
     assert both.ask() == DONE and states(both) == ["COMPLETE"] * 10
 
 
-def test_a_crash_is_tried_again_by_the_next_command_and_a_divergence_is_not(desk):
-    one = desk.search(trials=4)
-    ends = {1: "failed", 2: "diverged"}
-    go(one, lambda cell: record(cell, ends.get(cell.point or 0, "done")))
-    assert one.states() == {"done": 3, "failed": 1, "diverged": 1}  # a crash costs nothing of the budget
-    lost = one.trials()[1].params
-    again = desk.search(trials=5)
-    assert again.states()["waiting"] == 1
-    cells = go(again)
-    assert [trial.params for trial in again.trials()][5] == lost and len(cells) == 1
-    assert again.ask() == DONE
-    assert "waiting" not in desk.search(trials=5).states()          # once
-
-
 # ---------------------------------------------------------------- several drivers
-
-
-def test_two_drivers_share_one_budget(desk):
-    one, two = desk.search(owner="here:1:1"), desk.search(owner=f"there:{os.getpid()}:2")
-    drivers, running, done = [one, two], [], []
-    rng = random.Random(0)
-    for _ in range(500):
-        driver = rng.choice(drivers)
-        if rng.random() < 0.5 and len(running) < 5 and isinstance(cell := driver.ask(), Cell):
-            running.append((driver, cell))
-        elif running:
-            driver, cell = running.pop(rng.randrange(len(running)))
-            driver.tell(cell.key, record(cell))
-            done.append(cell)
-    assert {one.ask(), two.ask()} == {DONE}
-    assert states(one) == ["COMPLETE"] * 12 and len({cell.point for cell in done}) == len(done) == 12
-
-
-def test_the_trials_of_a_dead_driver_are_taken_over_as_they_are(desk):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = os.uname().nodename
-    one = desk.search(trials=6, owner=f"{host}:{dead.pid}:1")
-    left = [one.ask() for _ in range(3)]
-    heir = desk.search(trials=6)
-    cells = go(heir)
-    assert [cell.key for cell in cells[:3]] == [cell.key for cell in left]
-    assert [cell.point for cell in cells[:3]] == [0, 1, 2] and states(heir) == ["COMPLETE"] * 6
-
-
-def test_a_driver_on_another_host_is_left_alone_until_its_lease_ends(desk, monkeypatch):
-    one = desk.search(trials=2, owner="far-away:1:1")
-    mine = [one.ask(), one.ask()]
-    other = desk.search(trials=2)
-    assert other.ask() == WAIT
-    later = time.time() + 1000
-    monkeypatch.setattr(time, "time", lambda: later)
-    one.renew()                                                     # it lives
-    assert other.ask() == WAIT
-    monkeypatch.setattr(time, "time", lambda: later + 1000)
-    taken = go(other)
-    assert [cell.key for cell in taken] == [cell.key for cell in mine]
-    one.tell(mine[0].key, record(mine[0], metrics={"valid/error": 77.0}))         # it lived after all, too late
-    assert one.trials()[0].value != 77.0
-
-
-def test_what_was_asked_for_and_never_begun_is_lost_and_replaced(desk):
-    one = desk.search(trials=3)
-    one.study.ask()                                                 # a driver dies here
-    cells = go(one)
-    assert one.states() == {"lost": 1, "done": 3} and len(cells) == 3
-    assert cells[0].trial == override(Trial(), {"seed": 1_000})     # what was lost was the arm as it is
 
 
 def test_a_torn_journal_is_mended(file):
@@ -522,7 +411,7 @@ def test_a_page_about_a_search(file):
         for step in (1, 2, 4):
             one.report(cell.key, step, {"valid/loss": cell.trial.system.shape.gain / step})
         one.tell(cell.key, outcome(cell))
-    explore.write({one.arm: one}, file.folder)
+    search_report.write(search_report.told({one.arm: one}), file.folder)
     parts = {part.title: part.html for part in search_page.sections(file.folder)}
     assert list(parts) == ["Search", "Front", "Slices", "Parallel coordinates", "Importances", "Curves of the search",
                            "Points"] and all(parts.values())
@@ -537,44 +426,6 @@ def test_a_page_about_a_search(file):
     for html in parts.values():                                     # well formed, so no browser has to guess
         ElementTree.fromstring(f"<div>{html}</div>".replace("<br>", "<br/>"))
     assert search_page.sections(file.folder / "nowhere") == []
-
-
-def test_comparisons_stand_in_the_storage_too(desk):
-    """Grids and ablations: what the dashboard opens is what the ledger says, also after arms have changed."""
-    def compared(kinds: tuple[str, ...], seeds: int, statuses: dict[str, str]) -> Findings:
-        study = Study(name="toy", question="Which?", report=(Minimise("test/error"), Maximise("test/quality")),
-                      factors={"system.kind": {kind: kind for kind in kinds},
-                               "training.steps": {"short": 5, "long": 10}}, scales={"laptop": Scale(recipe)})
-        ledger = Ledger(desk.folder / "toy")
-
-        def plan():
-            return make_plan(study, scale="laptop", why="", ledger=ledger, store=Store(desk.folder / "stages"),
-                             resources=Resources(), seeds=seeds, arms=list(study.arms))
-        for cell in plan().cells:
-            if cell.arm in statuses:
-                metrics = {"test/error": float(cell.seed), "test/quality": 3.0}
-                ledger.write_cell(record(cell, statuses[cell.arm], metrics) | {
-                    "arm": cell.arm, "seed": cell.seed, "scale": "laptop", "ended": 5.0, "started": 2.0})
-        return Findings(plan(), ledger)
-
-    memory = Memory(desk.url)
-    desk.opened.append(memory)
-    statuses = {"plain + short": "done", "fancy + short": "diverged"}
-    name = mirror(compared(("plain", "fancy"), 2, statuses), memory)
-    assert name is not None and "toy" in name
-    trials = memory.load(name).get_trials()
-    assert [(t.state.name, t.params["system.kind"], t.params["training.steps"], t.params["seed"]) for t in trials] == [
-        ("COMPLETE", "plain", "short", 0), ("COMPLETE", "plain", "short", 1),
-        ("FAIL", "fancy", "short", 0), ("FAIL", "fancy", "short", 1)]
-    assert trials[1].values == [1.0, 3.0] and trials[1].duration is not None and trials[1].duration.seconds == 3
-    assert trials[2].user_attrs["reason"] == "so it went" and trials[2].user_attrs["status"] == "diverged"
-    mirror(compared(("plain", "fancy"), 2, statuses), memory)
-    assert len(memory.load(name).get_trials()) == 4                 # again: nothing new
-    mirror(compared(("plain", "fancy"), 2, statuses | {"plain + long": "done"}), memory)
-    assert len(memory.load(name).get_trials()) == 6
-    mirror(compared(("plain", "fancy", "odd"), 2, statuses | {"odd + long": "done"}), memory)
-    assert len(memory.load(name).get_trials()) == 8                 # "plain + long" is still in the ledger
-    assert mirror(compared(("plain", "odd"), 1, {}), Memory(f"sqlite:///{desk.folder}/other.db")) is not None
 
 
 # ---------------------------------------------------------------- studies/tune.py, and --tune of any study
@@ -633,13 +484,100 @@ def test_losses_stop_nobody_where_the_space_moves_the_task():
     (["tencdm", "--prune", "median", "--prune-on", "min:valid/loss,min:train/loss"], "the median is of one metric"),
     (["tencdm", "--tune", "5"], "is a search already; --trials sets its points"),
     (["gpt"], "'gpt' is not one of"),
+    (["tencdm", "--goals", "min:valid/ilegal"], "valid/ilegal: is sought, and no score on validation texts (did you "
+                                                "mean 'valid/illegal'?)"),
+    (["tencdm", "--prune-on", "min:valid/losss"], "valid/losss: stops trials, and is nothing that training records by "
+                                                  "step (did you mean 'valid/loss'?)"),
+    (["tencdm", "--space", "nuisance", "--by-code"], "--by-code: a search is its storage's memory"),
 ])
-def test_what_cannot_be_searched_is_said_in_a_line(arguments, words, capsys):
+def test_what_cannot_be_searched_is_said_in_a_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(SystemExit) as ended:
-        tune.command([*arguments, "--dry-run"])
+        tune.command([*arguments, "--dry-run", "--out", str(tmp_path), "--scale", "laptop"])
     assert ended.value.code == 2
     printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert words in printed and "Traceback" not in printed
+
+
+def test_a_recipe_without_a_measure_of_quality_is_refused():
+    trial = override(tencdm_laptop(), {"evaluation.metrics": (Variety(),)})
+    assert tune.Goals(("diversity",))(trial) == (Maximise("valid/diversity"),)
+    with pytest.raises(ConfigError, match="evaluation.metrics: gives nothing that could be quality"):
+        tune.Goals(("quality",))(trial)
+
+
+# ---------------------------------------------------------------- when it ends
+
+
+def test_a_search_of_failures_only_is_given_up(file):
+    """After ten, one behind the other, in one command; whatever ends otherwise in between starts the count again."""
+    def outcome(cell: Cell) -> dict:
+        return record(cell, "diverged" if cell.point == 5 else "failed") | {
+            "reason": "no such folder" if (cell.point or 0) % 3 else "out of memory"}
+
+    space = Space({"system.shape.gain": LogUniform(0.1, 10.0)})
+    one = file.search(space=space, trials=50, sampler=QuasiRandom())
+    assert len(go(one, outcome, most=100)) == 6 + IN_A_ROW and one.ask() == DONE
+    assert one.hopeless == "plain: 10 points in a row failed, 6 of them with: no such folder"
+    again = file.search(space=space, trials=50, sampler=QuasiRandom())
+    assert again.states()["waiting"] == 15 and not again.hopeless
+    assert len(go(again, most=100)) == 49 and not again.hopeless                     # mended, they are tried again
+
+
+def asking(file: Desk, one: Search, bound: Bound = Bound()) -> Any:
+    from studies.engine.admission import Capacity  # and Ray with it, which PROGRAM below may not import yet
+    from studies.engine.asking import Asking
+    from studies.engine.inline import Place
+
+    folder = file.folder / "toy"
+    place = Place(study="toy", scale="laptop", data="Words", folder=folder, store=str(file.folder / "stages"),
+                  resources=Resources(), code=Code("unknown", ""))
+    return Asking([one], place, Capacity(Cluster("local", ((2.0, 0.0),)), Resources()), bound)
+
+
+def suggested(searcher: Any, number: int) -> Cell:
+    found = searcher.suggest(f"trial {number}")
+    assert isinstance(found, dict)
+    return found["made"]
+
+
+def test_a_driver_that_is_told_to_end_begins_nothing_and_gives_back(file):
+    one, other = file.search(trials=9, owner="far-away:1:1"), file.search(trials=2)
+    searcher = asking(file, one)
+    first, second = suggested(searcher, 0), suggested(searcher, 1)
+    searcher.on_trial_complete("trial 0")
+    searcher.again(first)                                           # it made room on its node: it is first in line
+    assert suggested(searcher, 2) == first
+    searcher.place.notice.set("the driver was told to end")
+    for number, cell in ((2, first), (1, second)):                  # both save themselves
+        searcher.on_trial_complete(f"trial {number}")
+        searcher.again(cell)
+        assert searcher.suggest(f"trial {number + 2}") in (None, "FINISHED")
+    searcher.place.notice.clear()
+    assert searcher.suggest("trial 9") == "FINISHED" and searcher.work == {}
+    late = asking(file, one)
+    begun, _ = suggested(late, 0), suggested(late, 1)               # handed out both, and only one has begun
+    late.leave({begun.key})
+    assert late.work.keys() == other.elsewhere() == {begun.key} and late.suggest("trial 2") is None
+    one.release(begun.key)
+    taken = [other.ask(), other.ask()]                              # at once, though far-away's leases had begun
+    assert [cell.key for cell in taken if isinstance(cell, Cell)] == [first.key, second.key]
+
+
+def test_hours_bound_a_search_and_keep_room_for_its_comparison(file):
+    """A point costs half an hour: of 4 hours, 1.5 are kept for three cells, so five points are asked for."""
+    bound = Bound(Budget(hours=4.0), "CPU", cells=3)
+    one = file.search(space=Space({"system.shape.gain": LogUniform(0.1, 10.0)}), trials=50, sampler=QuasiRandom())
+    assert bound.expectation([one], 50, None).startswith("50 points of unknown cost")
+    assert bound.expectation([one], 50, 36.0).startswith("50 points x 0.01 CPU hours = 0.5 CPU hours; no more than 4")
+    searcher, number = asking(file, one, bound), 0
+    while isinstance(found := searcher.suggest(f"trial {number}"), dict):
+        searcher.on_trial_complete(f"trial {number}")
+        searcher.ended(found["made"], record(found["made"]))
+        number += 1
+    assert number == 5 and found == "FINISHED" and bound.spent([one]) == 2.5
+    assert bound.said == "--hours: 2.5 CPU hours of 4 are spent, 1.5 CPU hours kept for the comparison: no more points"
+    assert bound.expectation([one], 10, None).startswith("10 points x 0.5 CPU hours = 5 CPU hours")
 
 
 # ---------------------------------------------------------------- on Ray
@@ -664,7 +602,6 @@ def cluster():
         os.environ.pop(name, None)
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     from studies.engine.cluster import find_cluster, settle_environment, start_local
-    from studies.engine.study import Resources
     settle_environment()
     find_cluster()
     start_local(Resources())
@@ -747,7 +684,7 @@ def test_again_nothing_runs_and_a_larger_budget_continues(searched, capsys):
         assert len(trials) == 5 and [trial.params for trial in trials][:4] == before[arm]
 
 
-def test_a_report_and_a_dry_run_of_a_search_start_nothing(searched, tmp_path, capsys):
+def test_a_report_and_a_dry_run_of_a_search_start_nothing(searched, tmp_path, capsys, monkeypatch):
     out, outcome = searched
     assert command(study(), tmp_path, "--dry-run")[0] == 0
     printed = capsys.readouterr().out
@@ -755,6 +692,16 @@ def test_a_report_and_a_dry_run_of_a_search_start_nothing(searched, tmp_path, ca
     assert not list(tmp_path.glob("*.db"))
     code, again = command(study(), out, "--set", "training.pause=0.05", "--report")
     assert code == 0 and [arm["name"] for arm in again["arms"]] == ["plain", "fancy"]
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://nobody@localhost:1/away")      # the ledger is enough
+    again = command(study(), out, "--set", "training.pause=0.05", "--report")
+    assert again == (0, outcome) and "valid/error" in capsys.readouterr().out
+    code, _ = command(study(), out, "--set", "training.pause=0.06", "--report")     # another search, and nobody to ask
+    assert code == 0 and "no search is written down here, and the search storage" in capsys.readouterr().out
+    assert command(study(), out, "--dry-run")[0] == 2
+    monkeypatch.delenv("OPTUNA_STORAGE")
+    capsys.readouterr()
+    assert command(study(tune=None), out, "--tune", "3", "--by-code")[0] == 2
+    assert "--by-code: a search is its storage's memory" in capsys.readouterr().err
     assert command(study(), tmp_path, "--dry-run", "--set", "system.shape.gain=2.0")[0] == 2
     assert "is searched, and system.shape.gain is set" in capsys.readouterr().err
 
@@ -780,18 +727,20 @@ main(study())
 """
 
 
-def start(out: Path) -> subprocess.Popen:
+def start(out: Path, **extra: str) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith(("RAY_", "MLFLOW_", "OPTUNA_"))}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])} | extra
     return subprocess.Popen([sys.executable, "-c", PROGRAM, "--out", str(out), "--json", str(out / "outcome.json"),
                              "--set", "training.pause=0.1"], env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
 
 
-def test_a_killed_search_continues_and_repeats_nothing(tmp_path):
+def test_a_search_that_is_killed_and_one_that_is_told_to_end_continue_and_repeat_nothing(tmp_path):
+    from mlflow import MlflowClient
+
     process = start(tmp_path)
-    deadline = time.time() + 120
+    deadline = time.time() + 240
     while len(list((tmp_path / "toy" / "cells").glob("*.json"))) < 3:
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.1)
@@ -800,6 +749,23 @@ def test_a_killed_search_continues_and_repeats_nothing(tmp_path):
     ended = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "toy" / "cells").glob("*.json")
              if json.loads(path.read_text())["status"] == "done"}
     before = {arm: [trial.params for trial in trials] for arm, trials in remembered(tmp_path).items()}
+
+    process = start(tmp_path)                                       # the next one is told to end, as Slurm would
+    while not any(f":{process.pid}:" in trial.user_attrs.get("lease", {}).get("owner", "")
+                  for trials in remembered(tmp_path).values() for trial in trials):
+        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "stopped; the same command continues from here" in printed, printed
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    runs = {run.data.tags["trial_key"]: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert runs["study"] == "KILLED" and "RUNNING" not in runs.values()
+    held = [trial.user_attrs["lease"] for trials in remembered(tmp_path).values() for trial in trials
+            if trial.state == TrialState.RUNNING]
+    assert held and all(one["until"] == 0.0 for one in held)        # saved, and given back
 
     process = start(tmp_path)
     printed = process.communicate(timeout=150)[0]

@@ -143,6 +143,18 @@ def test_permuting_the_batch_permutes_the_guess(name, context):
     assert not torch.allclose(permuted, guess)
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_is_recorded_has_the_names_that_a_search_may_ask_for(name, context):
+    cfg, system = SYSTEMS[name], built(name, context)
+    batch = system.batches("valid").take(torch.arange(4))
+    with torch.no_grad():
+        losses, told = system.loss(batch, 1.0, step_rng(0, "names")), system.diagnose()
+    assert set(losses) == set(cfg.losses) and set(told) == set(cfg.diagnoses(DATA))
+    curves = trial(cfg).curves()
+    assert {f"valid/{loss}" for loss in cfg.losses} <= set(curves) and len(set(curves)) == len(curves)
+    assert "valid/illegal" in trial(cfg).scores()
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("name", HINTED)
 def test_the_first_guess_carries_no_gradient_and_is_made_for_the_share_that_should_have_it(name, share, context):

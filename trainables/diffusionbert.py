@@ -110,6 +110,7 @@ class DiffusionBert:
 
     steppers: ClassVar[tuple] = (Ancestral,)
     dropouts: ClassVar[dict[str, str]] = {"source": "source_dropout"}        # see trial.check_guidance
+    losses: ClassVar[tuple[str, ...]] = ("loss", "bound", "cross_entropy")
     reads_class: ClassVar[bool] = False
 
     @property
@@ -133,6 +134,12 @@ class DiffusionBert:
     def spindle(self, data: Data) -> tuple[Spindle, ...]:
         """How strong the spindle is, if there is one."""
         return (Spindle(information=self.information(data), process=self.process),) if self.process.spindle else ()
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        per = (f"{what}_per_{unit}" for what in ("bound", "bound_perplexity") for unit in ("token", "piece", "word"))
+        return ("bound_per_text", "bound_length_per_text", "bound_error", *per, "bound_calls", "bound_seed",
+                "bound_own_per_token")
 
     def learned(self) -> "DiffusionBert":
         return self

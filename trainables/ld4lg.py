@@ -90,6 +90,7 @@ class Ld4lg:
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
     dropouts: ClassVar[dict[str, str]] = {"source": "source.dropout", "class": "class_dropout"}     # see check_guidance
+    losses: ClassVar[tuple[str, ...]] = ("loss",)        # that training records
 
     def __post_init__(self):
         _share(class_dropout=self.class_dropout)
@@ -139,6 +140,10 @@ class Ld4lg:
 
     def labels(self, data: Data) -> Labels | None:
         return Labels(data=data) if self.classes else None
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        return tuple(f"error_at_{share}" for share in (25, 50, 75))
 
     def learned(self) -> "Ld4lg":
         """The part of this config that training depends on: another decoding finds the same checkpoint."""

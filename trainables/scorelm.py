@@ -119,6 +119,7 @@ class ScoreLm:
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
     dropouts: ClassVar[dict[str, str]] = {"source": "source_dropout"}        # see trial.check_guidance
+    losses: ClassVar[tuple[str, ...]] = ("loss",)        # that training records
     reads_class: ClassVar[bool] = False
 
     @property
@@ -134,6 +135,10 @@ class ScoreLm:
     def longest(self) -> int:
         """Tokens of the longest document, its source included."""
         return self.length + self.source_length
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        return ("filled", *(f"{name}_at_{share}" for name in ("nats", "accuracy") for share in (25, 50, 75)))
 
     def learned(self) -> "ScoreLm":
         """The part of this config that training depends on."""

@@ -81,6 +81,7 @@ class TEncDM:
 
     steppers: ClassVar[tuple] = get_args(Stepper)        # how a sampler may walk
     dropouts: ClassVar[dict[str, str]] = {"source": "source_dropout"}        # see trial.check_guidance
+    losses: ClassVar[tuple[str, ...]] = ("loss",)        # that training records
     reads_class: ClassVar[bool] = False
 
     @property
@@ -103,6 +104,10 @@ class TEncDM:
         """What can be known from context is known exactly where the texts can be enumerated."""
         known = isinstance(data, Stories) and not self.reads_source and not self.times.per_token
         return (ContextBounds(encoded=self.encoded(data), process=self.process, times=self.times),) if known else ()
+
+    def diagnoses(self, data: Data) -> tuple[str, ...]:
+        """Names of what the system says of itself at each validation."""
+        return ("context_gain",) if self.context_bounds(data) else ()
 
     def learned(self) -> "TEncDM":
         """The part of this config that training depends on: another decoder finds the same checkpoint."""
@@ -272,7 +277,7 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
             process=Gaussian(schedule=Tangent(d=2.0), predicts="x0"),
             times=Times(low=0.05),
             network=Transformer(layers=3, width=64, heads=2, feedforward=128, positions=64, dropout=0.0, skips=False,
-                                norm="pre", time_scale=1_000.0),
+                                norm="pre", time_scale=1_000.0, silent=True),
             decoder=DecoderTraining(
                 layers=2, heads=2, feedforward=256, dropout=0.0, noise_up_to=0.3,
                 training=Training(optimizer=AdamW(lr=5e-3), schedule=Linear(warmup=20), ema=NoAverage(), steps=700,

@@ -32,7 +32,7 @@ from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.encoders import imported
 from trainables.text.pieces import imported_pieces
 from trainables.text.rows import Row
-from trainables.training.train import Stopped, Training, arithmetic, load_weights, train
+from trainables.training.train import MEASURED, Stopped, Training, arithmetic, load_weights, train
 
 System = TEncDM | Ld4lg | DiffusionBert | ScoreLm       # the closed set of systems: a sixth is one more name here
 
@@ -93,6 +93,18 @@ class Trial:
     def validation(self) -> "Scored":
         """What a search may choose by: other samples, asked for by other sources, against other texts."""
         return Scored(samples=self.samples("valid"), evaluation=self.evaluation, split="valid")
+
+    def curves(self) -> tuple[str, ...]:
+        """Names of what training records by step."""
+        return (*(f"train/{name}" for name in (*self.system.losses, *MEASURED)), *self._validated())
+
+    def scores(self) -> tuple[str, ...]:
+        """Names of what validation() says, where the texts allow it: the evaluation's values, and training's last."""
+        names = (*(name for metric in self.evaluation.metrics for name in metric.better), "departure")
+        return (*(f"valid/{name}" for name in names), *self._validated())
+
+    def _validated(self) -> tuple[str, ...]:
+        return tuple(f"valid/{name}" for name in (*self.system.losses, *self.system.diagnoses(self.data)))
 
     def settled(self, store: Store) -> "Trial":
         """The same trial with every folder or tokenizer that it names replaced by its content, now in the store.

@@ -4,6 +4,9 @@
     Watch             -> what became of it goes to its search; who made room, or died, gets another turn
     listen()          -> curves go to their searches; who should stop gets a mark
 
+Nothing new begins once the driver is told to end, the storage is away, a disk is full, or the hours are spent
+(bound.py).  What saves itself then is not begun again but given back, so that another driver goes on with it at once.
+
 It remembers nothing that the storage does not know: save and restore do nothing.
 """
 
@@ -11,6 +14,7 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 from ray import tune
@@ -18,6 +22,7 @@ from ray.tune.search import Searcher
 
 from studies.engine import inline
 from studies.engine.admission import Capacity, Deaths
+from studies.engine.bound import Bound
 from studies.engine.cluster import Cluster
 from studies.engine.halt import Halt, disk_full
 from studies.engine.inline import Place
@@ -32,9 +37,9 @@ from studies.engine.watchdog import Watchdog
 class Asking(Searcher):
     """One searcher over the searches of all arms."""
 
-    def __init__(self, searches: list[Search], place: Place, capacity: Capacity):
+    def __init__(self, searches: list[Search], place: Place, capacity: Capacity, bound: Bound = Bound()):
         super().__init__(metric=None, mode=None)
-        self.searches, self.place, self.capacity = searches, place, capacity
+        self.searches, self.place, self.capacity, self.bound = searches, place, capacity, bound
         self.running: dict[str, str] = {}                        # Tune's id -> key
         self.work: dict[str, tuple[Search, Cell]] = {}           # key -> what has not ended
         self.waiting: deque[str] = deque()                       # keys of those that get another turn
@@ -51,6 +56,7 @@ class Asking(Searcher):
 
     def suggest(self, trial_id: str) -> dict | str | None:
         with self.lock:
+            self.closing = self.closing or self.place.notice()
             if self.closing:
                 return None if self.running else Searcher.FINISHED
             if len(self.running) >= self.capacity.trials():
@@ -58,7 +64,7 @@ class Asking(Searcher):
             try:
                 cell = self._next()
             except Exception as error:  # the storage is gone: what runs may end, nothing new begins
-                self.problem, self.closing = error, True
+                self.fails(error)
                 return None if self.running else Searcher.FINISHED
             if cell is None:
                 return None if len(self.over) < len(self.searches) or self.work else Searcher.FINISHED
@@ -68,6 +74,10 @@ class Asking(Searcher):
     def _next(self) -> Cell | None:
         if self.waiting:
             return self.work[self.waiting.popleft()][1]
+        if self.bound.reached(self.searches, self.capacity.trials()):
+            if not self.work and not any(one.elsewhere() for one in self.searches):     # else it may yet be enough
+                self.over = {one.arm for one in self.searches}
+            return None
         for one in sorted(self.searches, key=lambda one: self.asked[one.arm]):
             if one.arm in self.over:
                 continue
@@ -89,9 +99,26 @@ class Asking(Searcher):
     # -- what Watch says
 
     def again(self, cell: Cell) -> None:
-        """The cell is to be run once more, before any other."""
+        """The cell is to be run once more, before any other; where nothing begins any more, by whoever asks next."""
         with self.lock:
-            self.waiting.appendleft(cell.key)
+            self.closing = self.closing or self.place.notice()
+            if not self.closing:
+                self.waiting.appendleft(cell.key)
+                return
+            one, _ = self.work.pop(cell.key)
+            try:
+                one.release(cell.key)
+            except Exception as error:
+                self.fails(error)
+
+    def leave(self, at_work: Collection[str]) -> None:
+        """Give back what was handed out and has not begun.   at_work: keys of what could not save itself in time; their
+        leases end with this process"""
+        with self.lock:
+            self.closing = True
+            for key, (_, cell) in list(self.work.items()):
+                if key not in at_work:
+                    self.again(cell)
 
     def ended(self, cell: Cell, record: Record | None) -> None:
         with self.lock:
@@ -100,7 +127,11 @@ class Asking(Searcher):
                 self.read(one, cell.key)
                 one.tell(cell.key, record)
             except Exception as error:
-                self.problem, self.closing = error, True
+                self.fails(error)
+
+    def fails(self, error: BaseException) -> None:
+        """Nothing new begins; what runs leaves its records in the ledger, where the next command finds them."""
+        self.problem, self.closing = self.problem or error, True
 
     # -- while it runs
 
@@ -114,7 +145,7 @@ class Asking(Searcher):
                 for one in self.searches:
                     one.renew()
             except Exception as error:
-                self.problem, self.closing = error, True
+                self.fails(error)
 
     def read(self, one: Search, key: str) -> str:
         """Tell a search what its cell has recorded since we last looked; why it should stop, or nothing."""
@@ -145,8 +176,7 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         cell = trial.config["made"]
-        if cell not in self.progress.cells:
-            self.progress.cells.append(cell)
+        self.progress.cells.setdefault(cell.key, cell)
         self.view.begins(cell)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -155,8 +185,8 @@ class Watch(tune.Callback):
         if result.get("status") == inline.FULL:
             self.halt(cell, result.get("reason", ""))
         elif result.get("status") == "stopped":
-            self.view.drops(cell)
             self.asking.again(cell)
+            self.view.drops(cell)       # last: an interrupt waits until nothing is shown as running
         else:
             self.asking.ended(cell, record)
             if record is not None:
@@ -168,8 +198,8 @@ class Watch(tune.Callback):
         if disk_full(OSError(words)):
             self.halt(cell, words[-200:])
         elif self.asking.deaths.forgiven(cell.key, words):
-            self.view.drops(cell)
             self.asking.again(cell)
+            self.view.drops(cell)
         else:
             reason = f"its process died {self.asking.deaths.times(cell.key)} times: {words[-200:]}"
             record = inline.give_up(cell, self.place, reason)
@@ -177,15 +207,17 @@ class Watch(tune.Callback):
             self.view.ends(cell, record)
 
     def halt(self, cell: Cell, words: str) -> None:
-        self.view.drops(cell)
         self.asking.closing, self.halted = True, words
+        self.asking.again(cell)
+        self.view.drops(cell)
 
 
-def run_searches(searches: list[Search], progress: Any, place: Place, view: View, cluster: Cluster) -> str | None:
-    """Search until every budget is spent; why it could not go on, or None.   Halt"""
+def run_searches(searches: list[Search], progress: Any, place: Place, view: View, cluster: Cluster,
+                 bound: Bound) -> BaseException | None:
+    """Search until every budget is spent; what it could not go on for, or None.   Halt"""
     if not searches:
         return None
-    asking = Asking(searches, place, Capacity(cluster, place.resources))
+    asking = Asking(searches, place, Capacity(cluster, place.resources), bound)
     watch, watchdog = Watch(place, view, progress, asking), Watchdog(place, view)
     folder = place.folder / f"tune-{time.time_ns()}"
     tuner = tune.Tuner(
@@ -199,8 +231,13 @@ def run_searches(searches: list[Search], progress: Any, place: Place, view: View
         view.tick()
         watchdog.tick()
 
-    problem = fit(tuner, lambda: bool(watch.halted), tick, place, view) or asking.problem
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        problem = fit(tuner, lambda: bool(watch.halted), tick, place, view) or asking.problem
+    except KeyboardInterrupt:
+        asking.leave(view.running)      # Tune's thread outlives it, and would go on
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if watch.halted or disk_full(problem):
         raise Halt(full(place, watch.halted or inline.one_line(problem)))       # type: ignore[arg-type]
-    return None if problem is None else inline.one_line(problem)
+    return problem

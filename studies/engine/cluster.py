@@ -8,6 +8,7 @@ nowhere on the disk; a cluster that is joined is asked for with the user's token
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -150,7 +151,7 @@ def join(address: str) -> None:
         with quiet(None):
             context = _connect(address, {"RAY_ADDRESS": address} if address != "auto" else {})
             if not _has_state_api(context):
-                ray.shutdown()
+                end_ray()
                 _connect(address, {"RAY_API_SERVER_ADDRESS": NOBODY})
     except Exception as error:          # Ray raises ConnectionError, RuntimeError, AuthenticationError, ...
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -189,6 +190,19 @@ def _environment(extra: dict[str, str]) -> dict[str, Any]:
     return tree | {"env_vars": {name: value for name, value in settings.items() if name not in job.get("env_vars", {})}}
 
 
+def end_ray() -> None:
+    """Disconnect, and end what was started.  Nothing is collected meanwhile: between the end of Ray's core and the
+    line that forgets it, a reference that another thread (the shipper's) happens to collect exits the process."""
+    import ray
+
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
+
+
 def start_local(resources: Resources) -> None:
     """Start a cluster on this machine; it ends with this process.  A no-op where one is joined.   Halt"""
     import ray
@@ -205,7 +219,7 @@ def start_local(resources: Resources) -> None:
                      logging_level=logging.ERROR, object_store_memory=128 * 2**20)
             return
         except Exception as error:      # Ray gives its own processes 30 s, which a busy machine may not
-            ray.shutdown()
+            end_ray()
             if "timed out" not in str(error) or not left:
                 reason = next(iter(str(error).splitlines()), "") or type(error).__name__
                 raise Halt(f"Ray does not start on this machine: {reason[:300]}") from None

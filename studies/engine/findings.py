@@ -176,8 +176,8 @@ class Findings:
         return "gpu_hours" if self.plan.resources.gpus else "cpu_hours"
 
     def spent(self) -> float:
-        """GPU (CPU) hours of all arms, of all commands."""
-        return sum(self.hours(arm) for arm in self.plan.arms)
+        """GPU (CPU) hours of all arms, of all commands, and of the search before them."""
+        return self.plan.budget.searched + sum(self.hours(arm) for arm in self.plan.arms)
 
     def cell_hours(self, arm: str) -> float | None:
         """What one more seed of the arm costs; None: none of its cells has ended well."""

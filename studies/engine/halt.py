@@ -4,6 +4,7 @@
     Halt                 the world must be mended first (a full disk): exit code 3, the same command continues
     notices, listen      a process was told to make room (SIGTERM): work saves itself at its next step and is run again;
                          that is nobody's failure
+    as_interrupt         to a driver SIGTERM is what Ctrl-C is
 """
 
 import contextlib
@@ -44,6 +45,11 @@ def peer_lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def as_interrupt(number: int, frame: Any) -> None:
+    """A driver's handler of SIGTERM.  ray.init puts its own there, which ends the process at once: set it again."""
+    raise KeyboardInterrupt
 
 
 class Notice:

@@ -23,10 +23,20 @@ from rich.console import Console
 from rich.text import Text
 
 from studies.engine import formats, page, report, rounds, search_page, stale
-from studies.engine.cluster import Cluster, dashboard, find_cluster, quiet, settle_environment, shape, start_local
+from studies.engine.cluster import (
+    Cluster,
+    dashboard,
+    end_ray,
+    find_cluster,
+    quiet,
+    settle_environment,
+    shape,
+    start_local,
+)
 from studies.engine.cluster_file import elsewhere
 from studies.engine.ending import ending
 from studies.engine.guardian import Guardian, leading
+from studies.engine.halt import as_interrupt
 from studies.engine.ledger import Ledger
 from studies.engine.live import View, span
 from studies.engine.options import Options, check, check_world, open_store, prepare, with_margins
@@ -102,7 +112,7 @@ def conduct(study: Study, options: Options, on: str | None = None, stop: bool = 
     """
     began = time.time()
     settle_environment()
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    before = signal.signal(signal.SIGTERM, as_interrupt)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160             # a log has no edge that a table could respect
@@ -137,7 +147,7 @@ def conduct_here(study: Study, options: Options, console: Console, began: float,
         settled = explore.tuned(study, options, ledger, cluster, console)
         if settled is None:
             return 0
-        study, options = settled, replace(options, arms=None)           # it has the arms that were asked for
+        study, options = settled[0], replace(options, arms=None, searched=settled[1])       # arms: those asked for
         tracking.answered = True                                        # the search has insisted
     plan = prepare(study, options, ledger, cluster)
     if options.dry_run:
@@ -250,14 +260,14 @@ def ray_up(plan: Plan, log: Path) -> Iterator[None]:
 
         ours = not ray.is_initialized()
         start_local(plan.resources)
-        signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
+        signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
     try:
         yield
     finally:
         if ours:
             with quiet(log):
                 give_back()
-                ray.shutdown()
+                end_ray()
 
 
 def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, log: Path, source: Any,
@@ -283,7 +293,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)
-            signal.signal(signal.SIGTERM, _as_interrupt)       # ray.init takes it for itself
+            signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
             for part in (lambda: plan, judging):
                 if (todo := part()).missing or todo.shared:
                     with View(todo, ledger, console) as view:
@@ -291,7 +301,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         finally:
             if ours:
                 give_back()
-                ray.shutdown()
+                end_ray()
 
 
 def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, str]) -> report.Findings:
@@ -383,7 +393,3 @@ def give_back() -> None:
     """End the groups of workers that this driver may have, before Ray ends, or on a cluster that outlives us."""
     if (group := sys.modules.get("studies.engine.group")) is not None:      # else there is none, and Ray is not there
         group.release()
-
-
-def _as_interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt

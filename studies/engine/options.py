@@ -59,6 +59,7 @@ class Options:
         words += [word for text in self.assignments for word in ("--set", text)]
         words += [word for text in self.margins for word in ("--margin", text)]
         return (*words, *(flag for flag, on in (("--decide", self.decide), ("--by-code", self.by_code)) if on))
+    searched: float = 0.0               # hours that a search before the comparison has cost
 
 
 def check(study: Study, options: Options) -> None:
@@ -81,7 +82,7 @@ def check(study: Study, options: Options) -> None:
     if options.decide and options.seeds is not None and options.seeds < FIRST:
         raise BadInput(f"--decide looks after {FIRST} seeds for the first time: --seeds, the most an arm may have, is "
                        f"{options.seeds}")
-    if options.by_code and study.tune is not None:
+    if options.by_code and (study.tune is not None or options.tune is not None):
         raise BadInput("--by-code: a search is its storage's memory, which knows no code; compare fixed arms")
     if options.decide and len(chosen_arms(study, options)) < 2:
         raise BadInput("--decide compares arms: name two or more")
@@ -183,7 +184,7 @@ def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | N
         seeds = first_seeds(ledger, scale, arms, rule, options.report)
     plan = make_plan(study, scale=scale, why=why, ledger=ledger, store=store, resources=resources, data=data,
                      seeds=seeds or options.seeds or study.seeds, arms=arms, assignments=options.assignments,
-                     budget=Budget(options.hours, options.price), rule=rule)
+                     budget=Budget(options.hours, options.price, options.searched), rule=rule)
     if not options.report and not options.dry_run:
         check_world(plan, store)
     words = options.words() if options.typed is None else options.typed

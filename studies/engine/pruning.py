@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from studies.engine.study import Maximise, Minimise
 
 Losses = tuple[float, ...]
@@ -47,16 +49,29 @@ def losses(metrics: Sequence[Minimise | Maximise], recorded: Mapping[str, float]
 
 def fronts(points: Sequence[Losses]) -> list[int]:
     """The front of each point: 0 where nothing dominates it, 1 where only front 0 does, ...  A NaN is behind all."""
-    front = [-1] * len(points)
-    left = [i for i, point in enumerate(points) if all(loss == loss for loss in point)]
-    number = 0
-    while left:
-        best = [i for i in left if not any(dominates(points[j], points[i]) for j in left)]
-        for i in best:
-            front[i] = number
-        left = [i for i in left if front[i] < 0]
-        number += 1
-    return [number if f < 0 else f for f in front]
+    if not points:
+        return []
+    table = np.array(points, dtype=float)
+    known = np.asarray(~np.isnan(table).any(1))
+    front = np.zeros(len(points), dtype=int)
+    if table.shape[1] == 1:                                 # one loss: fronts are its values, in order
+        front[known] = np.unique(table[known, 0], return_inverse=True)[1]
+    else:
+        nowhere_worse = known[:, None] & known[None, :]     # [i, j]: i than j
+        better = np.zeros_like(nowhere_worse)
+        for loss in table.T:
+            nowhere_worse &= loss[:, None] <= loss[None, :]
+            better |= loss[:, None] < loss[None, :]
+        above = nowhere_worse & better
+        number, left, count = 0, known.copy(), above.sum(0)
+        while left.any():
+            best = left & (count == 0)
+            front[best] = number
+            left &= ~best
+            count -= above[best].sum(0)
+            number += 1
+    front[~known] = front[known].max(initial=-1) + 1
+    return front.tolist()
 
 
 def dominates(a: Losses, b: Losses) -> bool:

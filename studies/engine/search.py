@@ -3,24 +3,31 @@
     ask() --> cell to run | WAIT | DONE          under the storage's turn, so that drivers share one budget
     report(key, step, recorded) -> why to stop   curves inside this search only (pruning.py)
     tell(key, record)                            done: COMPLETE;  pruned: PRUNED;  diverged, failed: FAIL
+    release(key)                                 it has saved itself: whoever asks next, on any host, goes on with it
 
 The Optuna storage is the only memory.  A trial carries in user attributes its cell's key, what became of it, all its
 validation scores and its curve, and a lease (lease.py): who runs it, until when.  The trials of a driver that died are
 taken over, points and keys unchanged, so their trainings go on from their checkpoints.  Typing a command again
 continues to the budget: what is finished stays, what a crash ended is tried again, a point whose cell the ledger knows,
-or that was proposed before, is told and not run.  found.py reads what came of it.
+or that was proposed before, is told and not run.  found.py reads what came of it.  A crash costs nothing of the budget,
+so IN_A_ROW of them, one behind the other in one command, end the search: what breaks every point is not the points'.
+
+One optuna.Study is held, whose cache reads what is unfinished and nothing else; curves of ended trials are parsed once.
+So a step and a point cost the same at 2,000 trials as at 100 (benchmarks/scale.py).
 
 The search's name carries a digest of everything that makes values comparable: the arm's trial, the versions of its
 stages, what is selected on, the space.  Sampler, pruner and budget may change between two commands.  A changed space
 is a new search, which begins with the finished points of older ones that lie inside it.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +38,7 @@ from search_spaces.domains import Choice, Point
 from studies.engine import lease
 from studies.engine.ledger import FINISHED, Ledger, Record
 from studies.engine.plan import Cell, cell_key
-from studies.engine.pruning import Pruner, losses
+from studies.engine.pruning import Curve, Pruner, losses
 from studies.engine.samplers import distribution, sampler, suggest
 from studies.engine.storage import Memory
 from studies.engine.study import Minimise
@@ -41,6 +48,7 @@ from trainables.config import ConfigError, override
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 WAIT, DONE = "wait", "done"
+IN_A_ROW = 10                           # trials that fail one behind the other before a search is given up
 
 
 @dataclass
@@ -65,23 +73,25 @@ class Search:
         self.owner = owner or lease.owner()
         self.live: dict[str, Live] = {}                     # by the cell's key
         self.twins: list[tuple[int, Cell]] = []             # asked for while the same cell was at work
+        self.begun: set[str] = set()                        # keys of all cells that this driver was given
+        self.failures: list[str] = []                       # why the last ones failed, one behind the other
+        self.past: dict[int, Curve | None] = {}             # curves of trials that have ended
         self.lock = threading.RLock()                       # Tune's thread asks, the driver's reports
         self.renewed = time.time()
-        self.opened = False
-        sought = [[type(metric).__name__, metric.metric] for metric in self.select]
-        self.same = _digest([study, scale, arm, cell_key(self.base, "valid"), sought])
-        shape = [[p.name, repr(distribution(p.domain)), _values(p.domain)] for p in self.space.parameters()]
-        self.name = f"{study} · {arm} · {scale} · {_digest([self.same, shape])[:8]}"
+        self.same, self.name = named(study, scale, arm, task)
         self.known = [p.name for p in self.space.parameters()]
+        self._study: optuna.Study | None = None
 
     # ------------------------------------------------------------ the storage
 
     @property
     def study(self) -> optuna.Study:
-        return self.memory.load(self.name)
+        if self._study is None:
+            self._study = self.memory.load(self.name)
+        return self._study
 
     def exists(self) -> bool:
-        return self.name in self.memory.studies()
+        return self._study is not None or self.memory.has(self.name)
 
     def open(self) -> None:
         """Create the search with its first point, the arm as it is; or find it, and give crashed points another go."""
@@ -99,12 +109,12 @@ class Search:
             study = self.study
             if self.prune is not None:
                 study.set_user_attr("pruned on", _sign(self.select, self.prune))
-            again = self.trials()
-            for trial in again:
-                later = [other for other in again if other.params == trial.params and other.number > trial.number]
-                if trial.user_attrs.get("status") == "failed" and not later:
+            trials = self.trials()
+            last = {json.dumps(trial.system_attrs.get("fixed_params", trial.params), sort_keys=True): trial
+                    for trial in trials}
+            for trial in last.values():
+                if trial.user_attrs.get("status") == "failed":
                     study.enqueue_trial(trial.params, user_attrs={"point": f"trial {trial.number} again"})
-            self.opened = True
 
     def _inherit(self, study: optuna.Study) -> None:
         """Begin with what other searches of the same trial found in this space."""
@@ -135,6 +145,8 @@ class Search:
         """The next cell to run; WAIT where the rest of the budget is at work, maybe elsewhere; DONE."""
         with self.lock:
             self._settle_twins()
+            if self.hopeless:
+                return DONE
             for _ in range(self.tune.trials + 1):           # points that are known already are told at once
                 with self.memory.turn():
                     taken = self._take()
@@ -147,6 +159,7 @@ class Search:
                 record = self._known(cell)
                 if record is None:
                     self.live[cell.key] = self._begin(number, cell)
+                    self.begun.add(cell.key)
                     return cell
                 self._tell(number, cell, record)
             return WAIT
@@ -161,7 +174,7 @@ class Search:
                 alive += trial.state == TrialState.RUNNING
             elif "lease" not in trial.user_attrs:           # its driver died in its turn, between asking and saying so
                 self._say(trial.number, status="lost", reason="its driver died before it began")
-                study.tell(trial.number, state=TrialState.FAIL)
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 if (fixed := trial.system_attrs.get("fixed_params")) is not None:
                     study.enqueue_trial(fixed, user_attrs={"point": f"trial {trial.number} again"})
             elif not lease.holds(trial.user_attrs["lease"], now):
@@ -199,8 +212,7 @@ class Search:
 
     def _begin(self, number: int, cell: Cell) -> Live:
         trial = self.trials()[number]
-        curve = {int(step): tuple(values) for step, values in json.loads(trial.user_attrs.get("curve", "{}")).items()}
-        return Live(number, cell, curve, set(trial.intermediate_values))
+        return Live(number, cell, _curve(trial.user_attrs.get("curve", "{}")), set(trial.intermediate_values))
 
     def _settle_twins(self) -> None:
         waiting, self.twins = self.twins, []
@@ -222,31 +234,44 @@ class Search:
             values = losses(self.prune.metrics, recorded) if self.prune is not None else None
             if live is None or values is None or live.stopped or step in live.curve and step in live.reported:
                 return live.stopped if live else ""
+            new = step not in live.reported
             live.curve[step] = values
             live.reported.add(step)
             self._say(live.number, curve=json.dumps(live.curve))
             if len(self.select) == len(values) == 1:   # several would break TPE, which ranks pruned trials by them
                 value = values[0] if isinstance(self.select[0], Minimise) else -values[0]
-                if math.isfinite(value) and step not in self.trials()[live.number].intermediate_values:
+                if math.isfinite(value) and new:
                     self._set_intermediate(live.number, step, value)
             live.stopped = self._verdict(live)
             return live.stopped
 
     def _set_intermediate(self, number: int, step: int, value: float) -> None:
         storage, study = self.memory.storage, self.study
-        storage.set_trial_intermediate_value(
-            storage.get_trial_id_from_study_id_trial_number(study._study_id, number), step, value)
+        trial = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):      # another driver thought us dead
+            storage.set_trial_intermediate_value(trial, step, value)
 
     def _verdict(self, live: Live) -> str:
         assert self.prune is not None
         finished, others = [], []
-        for trial in self.trials():
-            if trial.number != live.number and "curve" in trial.user_attrs and "inherited" not in trial.user_attrs:
-                curve = {int(step): tuple(values) for step, values in json.loads(trial.user_attrs["curve"]).items()}
+        for trial, curve in self._curves():
+            if trial.number != live.number:
                 others.append(curve)
                 if trial.state == TrialState.COMPLETE:
                     finished.append(curve)
         return self.prune.verdict(live.curve, finished, others)
+
+    def _curves(self) -> Iterator[tuple[FrozenTrial, Curve]]:
+        """Of all trials of this search that have one."""
+        for trial in self.trials():
+            curve = self.past.get(trial.number)
+            if trial.number not in self.past:
+                told = trial.user_attrs.get("curve") if "inherited" not in trial.user_attrs else None
+                curve = None if told is None else _curve(told)
+                if trial.state in ENDED:
+                    self.past[trial.number] = curve
+            if curve is not None:
+                yield trial, curve
 
     def renew(self) -> None:
         """Say that this driver is alive."""
@@ -269,7 +294,9 @@ class Search:
         with self.lock:
             live = self.live.pop(key, None)
             if live is not None:
-                self._tell(live.number, live.cell, record or {"status": "failed", "reason": "no record", "metrics": {}})
+                record = record or {"status": "failed", "reason": "no record", "metrics": {}}
+                self.failures = [*self.failures, record["reason"]] if record["status"] == "failed" else []
+                self._tell(live.number, live.cell, record)
                 self._settle_twins()
 
     def _tell(self, number: int, cell: Cell, record: Record) -> None:
@@ -298,6 +325,14 @@ class Search:
 
     # ------------------------------------------------------------ how far it is
 
+    @property
+    def hopeless(self) -> str:
+        """Why this driver asks for nothing more, where trials did nothing but fail; else nothing."""
+        if len(self.failures) < IN_A_ROW:
+            return ""
+        (reason, times), = Counter(self.failures).most_common(1)
+        return f"{self.arm}: {len(self.failures)} points in a row failed, {times} of them with: {reason or 'no reason'}"
+
     def states(self) -> dict[str, int]:
         """How many trials ended how: done, pruned, diverged, failed, unscored; running; to come."""
         found: dict[str, int] = {}
@@ -314,6 +349,32 @@ class Search:
         """Keys of the cells that somebody runs, or that a dead driver left."""
         return {trial.user_attrs["key"] for trial in (self.trials() if self.exists() else [])
                 if trial.state == TrialState.RUNNING and "key" in trial.user_attrs}
+
+    def elsewhere(self) -> set[str]:
+        """Keys of the cells that other drivers run, which live."""
+        now = time.time()
+        return {trial.user_attrs["key"] for trial in (self.trials() if self.exists() else [])
+                if trial.state == TrialState.RUNNING and "key" in trial.user_attrs
+                and (held := trial.user_attrs.get("lease")) and held["owner"] != self.owner and lease.holds(held, now)}
+
+    def costs(self, what: str) -> dict[str, tuple[str, float]]:
+        """Key -> outcome and cost of every cell of this search that has ended.   what: cpu_hours or gpu_hours"""
+        return {trial.user_attrs["key"]: (trial.user_attrs["status"], trial.user_attrs["cost"][what])
+                for trial in (self.trials() if self.exists() else [])
+                if "inherited" not in trial.user_attrs and what in trial.user_attrs.get("cost", {})}
+
+
+def named(study: str, scale: str, arm: str, task: Task) -> tuple[str, str]:
+    """A digest of all that makes values comparable, and the search's name, which knows the space too."""
+    sought = [[type(metric).__name__, metric.metric] for metric in task.select]
+    same = _digest([study, scale, arm, cell_key(task.base, "valid"), sought])
+    shape = [[p.name, repr(distribution(p.domain)), _values(p.domain)] for p in task.space.parameters()]
+    return same, f"{study} · {arm} · {scale} · {_digest([same, shape])[:8]}"
+
+
+def _curve(told: str) -> dict[int, tuple[float, ...]]:
+    return {int(step): tuple(values) for step, values in json.loads(told).items()}
+
 
 def _sign(select: Sought, prune: Pruner) -> str:
     """What the storage's intermediate values are: the pruner's metric, turned to the objective's direction."""

@@ -7,6 +7,8 @@
 
 Optuna's own storages keep two writers from spoiling one record; they do not keep two drivers from both asking for the
 last trial of a budget.  `turn()` does: a file lock beside a file, an advisory lock inside PostgreSQL.
+
+A storage that goes away while it is in use raises one of LOST; `away` says so, and what to do.
 """
 
 import contextlib
@@ -19,13 +21,17 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.exc import SQLAlchemyError
 
+from studies.engine.halt import Halt
 from studies.engine.study import BadInput
 from studies.engine.tracking import knock, shown
 
 JOURNAL = ".journal"
+LOST = (StorageInternalError, SQLAlchemyError)
 
 
 def storage_url(out: Path, several_hosts: bool = False) -> str:
@@ -71,6 +77,14 @@ class Memory:
         else:
             yield                                                   # another database: a budget may be overshot by one
 
+    def has(self, name: str) -> bool:
+        """Whether there is a study of this name."""
+        try:
+            self.storage.get_study_id_from_name(name)
+        except KeyError:
+            return False
+        return True
+
     def studies(self) -> dict[str, dict[str, Any]]:
         """Name -> user attributes, of every study in the storage."""
         return {found.study_name: self.storage.get_study_user_attrs(found._study_id)
@@ -85,6 +99,18 @@ class Memory:
         if isinstance(self.storage, RDBStorage):
             self.storage.remove_session()
             self.storage.engine.dispose()
+
+
+def away(url: str, error: BaseException) -> Halt:
+    """What to say of a storage that was there and is not."""
+    return Halt(f"the search storage {shown(url)} does not answer any more: {why(error)}.  What ran has its records "
+                "in the ledger; once the storage is back, the same command continues")
+
+
+def why(error: BaseException) -> str:
+    """The first line of what a storage's error goes back to."""
+    cause = error.__cause__ or error
+    return (next(iter(str(cause).splitlines()), "") or type(cause).__name__)[:300]
 
 
 def _open(url: str) -> BaseStorage:

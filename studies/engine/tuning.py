@@ -14,16 +14,16 @@ Nothing here knows a search library: search.py asks Optuna.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from search_spaces import optimizers
 from search_spaces.corners import check
 from search_spaces.domains import Choice, Domain, Space, value_at
 from studies.engine.pruning import Halving, Pruner
 from studies.engine.study import Maximise, Metric, Minimise
-from trainables.config import ConfigError, flat, override
+from trainables.config import ConfigError, flat, near, override
 
 COST = ("cost/seconds", "cost/cpu_hours", "cost/gpu_hours")     # objectives that the ledger knows, and no evaluation
 
@@ -119,6 +119,19 @@ class Tune:
                                                 "prune on a metric that is not, or on nothing")
 
 
+@runtime_checkable
+class Foretells(Protocol):
+    """A trial that knows beforehand what it will record, so that a mistyped metric is found before anything runs."""
+
+    def curves(self) -> Collection[str]:
+        """Names of what training records by step."""
+        ...
+
+    def scores(self) -> Collection[str]:
+        """Names of what validation() says."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A search around one arm's trial: nothing left to be decided."""
@@ -128,6 +141,18 @@ class Task:
     prune: Pruner | None
     base: Any                                           # the trial, with the search's seed
     tune: Tune
+
+    def check_metrics(self) -> None:
+        """ConfigError where a metric is sought, or stopped by, that the trial will never record."""
+        if not isinstance(self.base, Foretells):
+            return
+        sought = (self.select, (*self.base.scores(), *COST), "is sought, and no score on validation texts")
+        stops = (self.prune.metrics if self.prune else (), self.base.curves(),
+                 "stops trials, and is nothing that training records by step")
+        for metrics, known, wrong in (sought, stops):
+            for metric in metrics:
+                if metric.metric not in known:
+                    raise ConfigError(metric.metric, f"{wrong}{near(metric.metric, known)}")
 
 
 # ---------------------------------------------------------------- the nuisance search of any study

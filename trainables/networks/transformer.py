@@ -34,6 +34,7 @@ class Transformer:
     skips: bool = True            # layer i of the second half sees what the mirrored layer of the first half saw
     norm: Literal["post", "pre"] = "post"      # published: post; "pre" learns faster when steps are few
     time_scale: float = 1.0       # times t, before its sinusoid; published: 1, where neighbouring t look alike
+    silent: bool = False          # at first no branch says anything (its last weights are 0): faster when steps are few
 
     def __post_init__(self):
         for name in ("layers", "width", "heads", "feedforward", "positions"):
@@ -108,6 +109,10 @@ class Layer(nn.Module):
             h = self.residual(h, self.cross_norm, lambda x: cross(x, source, source_mask))
         return self.residual(h, self.feedforward_norm, lambda x: self.down(F.gelu(self.up(x))))
 
+    def ends(self) -> list[nn.Module]:
+        """The last linear layer of each branch."""
+        return [self.attention.output, self.down, *([] if self.cross is None else [self.cross.output])]
+
     def residual(self, h: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm == "pre":
             return h + self.dropout(branch(norm(h)))
@@ -132,6 +137,17 @@ class Denoiser(nn.Module):
         self.guess_in = nn.ModuleList(nn.Linear(D, D) for _ in range(cfg.layers))
         self.layers = nn.ModuleList(
             Layer(D, cfg.heads, cfg.feedforward, cfg.dropout, reads_source, cfg.norm) for _ in range(cfg.layers))
+
+    def reset_parameters(self) -> None:
+        if not self.cfg.silent:
+            return
+        linear = [part for part in self.modules() if isinstance(part, nn.Linear)]
+        for part in linear:
+            nn.init.zeros_(part.bias)
+        branches = [last for layer in self.layers for last in layer.ends()]        # type: ignore[operator]
+        for part in (*branches, *self.time_in, self.leave):
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, guess: Tensor, source: Tensor | None = None,
                 source_mask: Tensor | None = None) -> Tensor:

@@ -48,6 +48,7 @@ from trainables.training.state import (
 
 __all__ = ["Diverged", "Stopped", "Training", "load_weights", "train"]
 
+MEASURED = ("grad_norm", "lr", "examples_per_second", "tokens_per_second")     # train/<name>, beside the losses
 VALIDATION_ROWS = 64         # of a validation batch, whatever the training batch: all runs of a seed meet one noise
 
 
