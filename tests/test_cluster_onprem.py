@@ -504,8 +504,8 @@ def test_a_study_goes_on_without_a_host_and_without_its_tunnel(report: dict[str,
     cells = [cell for arm in outcome["arms"] for cell in arm["cells"]]
     assert len(cells) == 8 and all(cell["status"] == "done" for cell in cells)
     assert re.fullmatch("[0-9a-f]{40}", outcome["commit"])
-    # In the tracking server on the head: the study, its eight cells, three stages.  A request whose answer was lost on a
-    # busy machine has made a run twice; the engine ends the twin as KILLED, and nothing is left RUNNING.
+    # In the tracking server on the head: the study, its eight cells, three stages.  A request whose answer was lost
+    # on a busy machine makes a run twice; the engine ends the twin as KILLED, and nothing is left RUNNING.
     assert report["runs"].count("FINISHED") == 12 and set(report["runs"]) <= {"FINISHED", "KILLED"}, report["runs"]
     code, said = report["again_said"]
     assert code == 0 and "8 done, 0 to run" in said
