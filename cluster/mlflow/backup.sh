@@ -13,10 +13,11 @@ mkdir -p "$BACKUPS" && cd "$BACKUPS"
 exec 9> "$home/backup.lock"
 flock 9                             # timer, shutdown and a person may all want one
 
-changes() {                         # URL: what differs after anything was written
+# What differs after anything was written.  PostgreSQL: the next transaction that writes; its statistics come seconds late.
+changes() {                         # URL
   case $1 in
     sqlite:///*) stat -c '%s %y' "${1#sqlite:///}" "${1#sqlite:///}-wal" 2> /dev/null || true ;;
-    *)           psql -qAt "${1/+psycopg2/}" -c 'select sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del) from pg_stat_user_tables' ;;
+    *)           psql -qAt "${1/+psycopg2/}" -c 'select txid_snapshot_xmax(txid_current_snapshot())' ;;
   esac
 }
 save() {                            # URL, file

@@ -11,10 +11,14 @@ set -a; . "$home/mlflow.env"; set +a
 newest=$(ls -1d "$BACKUPS"/2* 2> /dev/null | tail -1 || true)
 from=${1:-$newest}
 
-# What a database holds is dropped table by table: before PostgreSQL 15 the schema itself is not its owner's to drop.
+# What a database holds is dropped one by one, tables, then functions of triggers: before PostgreSQL 15 the schema itself is not its owner's to drop.
 EMPTY='do $$ declare it record; begin
   for it in select tablename as name from pg_tables where schemaname = current_schema() loop
     execute format($drop$drop table %I cascade$drop$, it.name);
+  end loop;
+  for it in select oid::regprocedure as name from pg_proc
+            where pronamespace = current_schema()::regnamespace and pg_get_userbyid(proowner) = current_user loop
+    execute format($drop$drop function %s cascade$drop$, it.name);
   end loop;
 end $$;'
 load() {                            # file, URL: all of it, or nothing changes
