@@ -5,7 +5,8 @@
 #     SHARED=/results NFS=host:/export STORE=s3://bucket/stages bash cluster/node.sh
 #
 #   SHARED   the folder for --out, which all machines see                                (needed)
-#   NFS      what to mount there; without it, SHARED must be there already
+#   NFS      what to mount there, also after a reboot; without it, SHARED must be there already
+#   NFS_OPTIONS  how; EFS also wants noresvport, which an export with `secure` refuses
 #   STORE    where stages go, for --store; without it, into --out
 #   SSH_FROM where SSH may come from (CIDR), for clouds whose own rules Ray leaves open: a firewall on this machine
 #   VENV     a virtual environment that is there already; without it, ~/venv is made to the versions of constraints.txt
@@ -23,6 +24,8 @@ venv=${VENV:-$HOME/venv}
 cat > ~/.palimpsest/env <<ENV
 export PATH="$venv/bin:\$HOME/.local/bin:\$PATH"
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# Where \`ray\` finds cluster/spot.py.  Last: bash reads this again below sshd, and a job's own tree comes first.
+case ":\${PYTHONPATH:-}:" in *":$here:"*) ;; *) export PYTHONPATH="\${PYTHONPATH:+\$PYTHONPATH:}$here" ;; esac
 export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true HF_HUB_DISABLE_TELEMETRY=1
 export PALIMPSEST_OUT="$SHARED" PALIMPSEST_STORE="${STORE:-$SHARED/stages}" HF_HOME="$SHARED/huggingface"
 [ ! -f ~/.palimpsest/head ] || . ~/.palimpsest/head
@@ -47,10 +50,18 @@ INSIDE
   sudo ufw --force enable
 fi
 
-if [ -n "${NFS:-}" ] && ! mountpoint -q "$SHARED"; then
+if [ -n "${NFS:-}" ]; then
   command -v mount.nfs > /dev/null || { sudo apt-get update -q; sudo apt-get install -y -q nfs-common; }
   sudo mkdir -p "$SHARED"
-  sudo mount -t nfs -o "${NFS_OPTIONS:-nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport}" "$NFS" "$SHARED"
+  fstab=${FSTAB:-/etc/fstab}          # for good: after a reboot a timer would write into the empty folder underneath
+  line="$NFS $SHARED nfs ${NFS_OPTIONS:-nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2},_netdev,nofail 0 0"
+  grep -qxF "$line" "$fstab" || {
+    awk -v at="$SHARED" '$2 != at' "$fstab" | sudo tee "$fstab.new" > /dev/null
+    echo "$line" | sudo tee -a "$fstab.new" > /dev/null
+    sudo chmod 644 "$fstab.new"; sudo mv "$fstab.new" "$fstab"
+    [ ! -d /run/systemd/system ] || sudo systemctl daemon-reload
+  }
+  mountpoint -q "$SHARED" || sudo mount "$SHARED"
   [ -w "$SHARED" ] || sudo chown "$(id -u):$(id -g)" "$SHARED"
 fi
 probe="$SHARED/.writable-$(hostname)-$$"
@@ -59,7 +70,11 @@ probe="$SHARED/.writable-$(hostname)-$$"
 
 if [ -z "${VENV:-}" ]; then
   export PATH="$HOME/.local/bin:$PATH"
-  command -v uv > /dev/null || python3 -m pip install --quiet --user --break-system-packages "uv==$UV"
+  if ! command -v uv > /dev/null; then
+    python3 -m pip --version > /dev/null 2>&1 || { sudo apt-get update -q; sudo apt-get install -y -q python3-pip; }
+    # By its variable, since the pip of Ubuntu 22.04 does not know the option, and that of 24.04 insists on it.
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user "uv==$UV"
+  fi
   uv venv --quiet --allow-existing --python "$PYTHON" "$venv"
   uv pip install --quiet --python "$venv/bin/python" --constraint "$here/constraints.txt" \
      --editable "$here[${EXTRAS:-cluster,paper}]"

@@ -12,6 +12,7 @@ Run as a program it is that server:   python tests/test_cluster_aws.py PORT FILE
 import copy
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -30,6 +31,7 @@ STACK = ROOT / "cluster" / "aws.yaml"
 REGION = "us-west-2"
 SSH_FROM = "198.51.100.0/24"
 IMAGES = {"/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id": "ami-12c6146b"}
+ROLES = [f"palimpsest-head-{REGION}", f"palimpsest-worker-{REGION}"]
 ACCOUNT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
 
 
@@ -76,7 +78,7 @@ class Aws:
         wanted = states or ("pending", "running", "stopping", "stopped")
         return sorted((each for each in found if each["State"]["Name"] in wanted), key=lambda each: each["LaunchTime"])
 
-    def make_stack(self, ssh_from: str = SSH_FROM) -> str:
+    def make_stack(self, ssh_from: str = SSH_FROM, name: str = "palimpsest", **existing: str) -> str:
         """The stack as README makes it; its Fill command."""
         ec2, formation = self.client("ec2"), self.client("cloudformation")
         subnets = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
@@ -85,14 +87,14 @@ class Aws:
             "SshFrom": ssh_from,
             "Vpc": subnets[0]["VpcId"],
             "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets),
-        }
+        } | existing
         formation.create_stack(
-            StackName="palimpsest",
+            StackName=name,
             TemplateBody=STACK.read_text(),
             Capabilities=["CAPABILITY_NAMED_IAM"],
             Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
         )
-        stack = formation.describe_stacks(StackName="palimpsest")["Stacks"][0]
+        stack = formation.describe_stacks(StackName=name)["Stacks"][0]
         assert stack["StackStatus"] == "CREATE_COMPLETE", stack
         return next(output["OutputValue"] for output in stack["Outputs"] if output["OutputKey"] == "Fill")
 
@@ -199,8 +201,6 @@ def test_the_stack_admits_ssh_from_one_range_and_nothing_else(aws: Aws):
 
 @pytest.mark.parametrize("everybody", ["0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/7", "198.51.100.7"])
 def test_the_stack_refuses_everybody(everybody: str):
-    import re
-
     parameters = yaml.load(STACK.read_text(), Loader=_plain())["Parameters"]
     assert not re.fullmatch(parameters["SshFrom"]["AllowedPattern"], everybody)
     assert re.fullmatch(parameters["SshFrom"]["AllowedPattern"], SSH_FROM)
@@ -234,13 +234,13 @@ def test_the_stack_is_good_cloudformation():
 def test_roles_can_do_little(aws: Aws):
     aws.make_stack()
     iam = aws.client("iam")
-    assert {role["RoleName"] for role in iam.list_roles()["Roles"]} == {"palimpsest-head", "palimpsest-worker"}
-    for role in ("palimpsest-head", "palimpsest-worker"):
+    assert {role["RoleName"] for role in iam.list_roles()["Roles"]} == set(ROLES)
+    for role in ROLES:
         assert not iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"], "nothing of AWS's *FullAccess"
-    autoscaler = iam.get_role_policy(RoleName="palimpsest-head", PolicyName="autoscaler")["PolicyDocument"]
+    autoscaler = iam.get_role_policy(RoleName=ROLES[0], PolicyName="autoscaler")["PolicyDocument"]
     autoscaler = yaml.safe_load(autoscaler) if isinstance(autoscaler, str) else autoscaler  # moto: as text
     passing = [rule for rule in autoscaler["Statement"] if rule["Action"] == "iam:PassRole"]
-    assert [rule["Resource"] for rule in passing] == [iam.get_role(RoleName="palimpsest-worker")["Role"]["Arn"]]
+    assert [rule["Resource"] for rule in passing] == [iam.get_role(RoleName=ROLES[1])["Role"]["Arn"]]
     ending = [rule for rule in autoscaler["Statement"] if rule["Action"] == ["ec2:TerminateInstances"]]
     assert ending[0]["Condition"] == {"StringEquals": {"ec2:ResourceTag/project": "palimpsest"}}
 
@@ -310,9 +310,11 @@ def test_bootstrap_launch_and_end(aws: Aws, tmp_path: Path, monkeypatch: pytest.
         assert machine["ImageId"] == stack["ImageId"]
         assert [group["GroupId"] for group in machine["SecurityGroups"]] == stack["SecurityGroupIds"]
         assert machine["SubnetId"] == stack["SubnetIds"][0]
-        assert machine["IamInstanceProfile"]["Arn"].endswith(
-            "palimpsest-head" if name == "head" else "palimpsest-worker"
-        )
+        assert machine["IamInstanceProfile"]["Arn"].endswith(ROLES[name != "head"])
+        ending = ec2.describe_instance_attribute(
+            InstanceId=machine["InstanceId"], Attribute="instanceInitiatedShutdownBehavior"
+        )["InstanceInitiatedShutdownBehavior"]["Value"]
+        assert ending == ("stop" if name == "head" else "terminate"), "what the watchdog's shutdown comes to"
         assert machine["MetadataOptions"]["HttpTokens"] == "required"
         assert words(machine)["project"] == "palimpsest" and words(machine)["ray-cluster-name"] == "palimpsest"
         assert machine["KeyName"] in [pair["KeyName"] for pair in ec2.describe_key_pairs()["KeyPairs"]]
@@ -368,11 +370,33 @@ def test_removing_the_stack_keeps_results(aws: Aws):
     aws.make_stack()
     text = STACK.read_text()
     for kind in ("AWS::S3::Bucket", "AWS::EFS::FileSystem"):
-        assert f"Type: {kind}\n    DeletionPolicy: Retain" in text
+        assert re.search(f"Type: {kind}\n    Condition: \\w+\n    DeletionPolicy: Retain", text)
     aws.client("cloudformation").delete_stack(StackName="palimpsest")
     assert not aws.client("iam").list_instance_profiles()["InstanceProfiles"]
     tagged = aws.client("ec2").describe_security_groups(Filters=[{"Name": "tag:project", "Values": ["palimpsest"]}])
     assert not tagged["SecurityGroups"]
+
+
+def test_the_stack_is_made_again_beside_what_the_first_one_left(aws: Aws, tmp_path: Path):
+    """Deleted and made again, with new storage or on with the old; and a second one beside it."""
+
+    def filled(command: str) -> tuple[str, str]:
+        text = fill(command, tmp_path).read_text()
+        return re.findall("s3://([a-z0-9.-]+)/stages", text)[0], re.findall(r"NFS=(fs-\w+)", text)[0]
+
+    first = filled(aws.make_stack())
+    aws.client("cloudformation").delete_stack(StackName="palimpsest")
+    second = filled(aws.make_stack())
+    assert not set(first) & set(second), "what the first one left is not in the way"
+    aws.client("cloudformation").delete_stack(StackName="palimpsest")
+    assert filled(aws.make_stack(ExistingBucket=first[0], ExistingResults=first[1])) == first
+    assert len(aws.client("s3").list_buckets()["Buckets"]) == len(
+        aws.client("efs").describe_file_systems()["FileSystems"]
+    ) == 2
+    policy = aws.client("iam").get_role_policy(RoleName=ROLES[1], PolicyName="bucket")["PolicyDocument"]
+    assert f"arn:aws:s3:::{first[0]}/*" in json.dumps(policy)
+    other = fill(aws.make_stack(name="other"), tmp_path).read_text()
+    assert f"Name: other-head-{REGION}" in other and f"Name: other-worker-{REGION}" in other
 
 
 def test_launch_fields_are_the_apis_own():

@@ -119,7 +119,7 @@ def smaller(path: Path, shared: Path) -> None:
     """What these hosts cannot have: an NFS server, packages from a network, gigabytes of memory, ten idle minutes."""
     text = path.read_text()
     for was, becomes in {
-        r"SHARED=/results NFS=\S+ STORE=\S+": f"SHARED={shared}/results VENV={sys.prefix}",
+        r"SHARED=/results NFS=\S+ STORE=\S+ NFS_OPTIONS=\S+": f"SHARED={shared}/results VENV={sys.prefix}",
         r"ARTIFACTS=\S+ bash": "BACKEND=sqlite PATIENCE=900 bash",
         r"idle_timeout_minutes: 10": "idle_timeout_minutes: 0.3",
         r"(--object-manager-port=8076)": r"\1 --object-store-memory=80000000",

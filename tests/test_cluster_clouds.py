@@ -8,8 +8,10 @@
 import copy
 import io
 import json
+import os
 import re
 import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -28,27 +30,46 @@ def load(name: str) -> dict[str, Any]:
 
 def launch_all(config: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Bootstrap as `ray up` does, then one machine of every type."""
-    from ray.autoscaler import tags
     from ray.autoscaler._private.commands import _bootstrap_config
     from ray.autoscaler._private.providers import _get_node_provider
 
     config = _bootstrap_config(config, no_config_cache=True)
     provider = _get_node_provider(config["provider"], config["cluster_name"], use_cache=False)
-    for name, each in config["available_node_types"].items():
-        kind = "head" if name == config["head_node_type"] else "worker"
-        node = copy.deepcopy(each["node_config"]) | (config.get("head_node", {}) if kind == "head" else {})
-        provider.create_node(
-            node,
-            {
-                tags.TAG_RAY_NODE_KIND: kind,
-                tags.TAG_RAY_USER_NODE_TYPE: name,
-                tags.TAG_RAY_LAUNCH_CONFIG: "x",
-                tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}",
-                tags.TAG_RAY_NODE_STATUS: "uninitialized",
-            },
-            1,
-        )
+    for name in config["available_node_types"]:
+        launch(provider, config, name)
     return config, provider
+
+
+def launch(provider: Any, config: dict[str, Any], name: str, count: int = 1) -> None:
+    """Machines of one type, as Ray asks for them."""
+    from ray.autoscaler import tags
+
+    each = config["available_node_types"][name]
+    kind = "head" if name == config["head_node_type"] else "worker"
+    node = copy.deepcopy(each["node_config"]) | (config.get("head_node", {}) if kind == "head" else {})
+    provider.create_node(
+        node,
+        {
+            tags.TAG_RAY_NODE_KIND: kind,
+            tags.TAG_RAY_USER_NODE_TYPE: name,
+            tags.TAG_RAY_LAUNCH_CONFIG: "x",
+            tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}",
+            tags.TAG_RAY_NODE_STATUS: "uninitialized",
+        },
+        count,
+    )
+
+
+def as_on_the_head(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The provider that the autoscaler uses, made the way the head makes it."""
+    from ray.autoscaler._private.providers import _get_node_provider
+
+    path = folder / "ray_bootstrap_config.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    subprocess.run([sys.executable, str(ROOT / "cluster" / "spot.py"), str(path)], check=True)
+    monkeypatch.syspath_prepend(str(ROOT))
+    swapped = yaml.safe_load(path.read_text())
+    return _get_node_provider(swapped["provider"], swapped["cluster_name"], use_cache=False)
 
 
 class Google:
@@ -57,6 +78,7 @@ class Google:
     def __init__(self, schemas: dict[str, Any]):
         self.schemas, self.instances, self.metadata = schemas, {}, {"fingerprint": "f", "items": []}
         self.policy: dict[str, Any] = {"bindings": []}
+        self.sold_out = ""  # Google's word for why there is no spot machine, where there is none
         self.account: dict[str, Any] | None = None
 
     def wrong(self, value: Any, schema: dict[str, Any], where: str) -> Iterator[str]:
@@ -114,6 +136,8 @@ class Google:
         if path.endswith("/setCommonInstanceMetadata"):
             self.metadata = body
             return done
+        if "/operations/no-" in path:
+            return 200, {"name": "no", "status": "DONE", "error": {"errors": [{"code": path.split("/no-")[-1]}]}}
         if "/operations/" in path:
             return done
         if path.endswith("/subnetworks"):
@@ -123,6 +147,8 @@ class Google:
             if method == "POST" and name is None:
                 if found := list(self.wrong(body, {"$ref": "Instance"}, "Instance")):
                     return 400, {"error": {"code": 400, "message": "; ".join(found)}}
+                if self.sold_out and body.get("scheduling", {}).get("provisioningModel") == "SPOT":
+                    return 200, {"name": f"no-{self.sold_out}", "status": "RUNNING"}
                 number = len(self.instances)
                 for interface in body.get("networkInterfaces", []):
                     interface |= {
@@ -222,12 +248,78 @@ def test_google_refuses(google: Google, changes: dict[str, Any]):
         launch_all(gcp(**changes))
 
 
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_google_sells_on_demand_where_spot_is_sold_out(google: Google, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config, plain = launch_all(gcp())
+    google.instances.clear()
+    provider = as_on_the_head(config, tmp_path, monkeypatch)
+
+    def seen() -> list[tuple[str, str]]:
+        return sorted(
+            (each["scheduling"].get("provisioningModel", "STANDARD"), each["labels"]["palimpsest-market"])
+            for each in google.instances.values()
+        )
+
+    launch(provider, config, "l4")
+    assert seen() == [("SPOT", "spot")]
+    google.sold_out = "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS"
+    with pytest.raises(Exception, match="EXHAUSTED"):
+        launch(plain, config, "l4")  # Ray alone gives up, and would ask the same again for ever
+    launch(provider, config, "l4", 2)
+    assert seen() == [("SPOT", "spot"), ("STANDARD", "on-demand"), ("STANDARD", "on-demand")]
+    assert all("instanceTerminationAction" not in each["scheduling"] for each in google.instances.values()
+               if "provisioningModel" not in each["scheduling"]), "Google knows that word for spot alone"
+    google.sold_out = "PERMISSIONS_ERROR"  # not about capacity: the full price would not help
+    with pytest.raises(Exception, match="PERMISSIONS_ERROR"):
+        launch(provider, config, "l4")
+    assert len(google.instances) == 3
+
+
+def test_google_machines_stand_in_a_network_of_their_own():
+    """Not in the default one, whose rules admit SSH from everywhere; and no image moves."""
+    for each in load("gcp.yaml")["available_node_types"].values():
+        (interface,) = each["node_config"]["networkInterfaces"]
+        assert interface["subnetwork"].endswith("/subnetworks/palimpsest")
+        assert "/family/" not in each["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+    rules = re.findall(r"firewall-rules create .*", (ROOT / "cluster/gcp.yaml").read_text())
+    assert len(rules) == 2 and all("--network=palimpsest" in rule and "0.0.0.0" not in rule for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "says", "path"),
+    [
+        ("gcp.yaml", "gcloud", "common-cu128-v20261101", "initializeParams.sourceImage"),
+        ("azure.yaml", "az", "22.04.2026110101", "azure_arm_parameters.imageVersion"),
+    ],
+)
+def test_the_line_in_the_file_pins_the_image(tmp_path: Path, name: str, program: str, says: str, path: str):
+    """As it is written there, with a stand-in for the cloud's own program."""
+    (tmp_path / "cluster").mkdir()
+    copy_of = tmp_path / "cluster" / name
+    copy_of.write_text((ROOT / "cluster" / name).read_text())
+    (tmp_path / program).write_text(f"#!/bin/sh\necho {says}\n")
+    (tmp_path / program).chmod(0o755)
+    (line,) = re.findall(r"^# +(sed -i.before .*)$", copy_of.read_text(), re.M)
+    for _ in range(2):
+        env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, check=True)
+    was, now = (ROOT / "cluster" / name).read_text().splitlines(), copy_of.read_text().splitlines()
+    changed = [new for old, new in zip(was, now, strict=True) if old != new]
+    assert len(changed) == 1 and changed[0].endswith(says), changed
+    for each in yaml.safe_load(copy_of.read_text())["available_node_types"].values():
+        assert says in json.dumps(each["node_config"]), path
+
+
 class Azure:
     """Azure Resource Manager, as far as Ray asks."""
 
     def __init__(self):
         self.machines: dict[str, dict[str, Any]] = {}
         self.last: tuple[int, Any] = (404, {})
+        self.sold_out = ""  # Azure's word for why there is no spot machine, where there is none
+        self.orphans: set[str] = set()  # interfaces of deployments that failed
 
     def deploy(self, name: str, properties: dict[str, Any]) -> tuple[int, Any]:
         known, given = properties["template"]["parameters"], properties["parameters"]
@@ -241,6 +333,9 @@ class Azure:
         if wrong:
             return 400, {"error": {"code": "InvalidTemplate", "message": "; ".join(wrong)}}
         values, outputs = {key: each["value"] for key, each in given.items()}, {}
+        if self.sold_out and values.get("priority") == "Spot":
+            self.orphans.add(f"{values['vmName']}-nic-public0")
+            return 409, {"error": {"code": self.sold_out, "message": "none left"}}
         if "vmName" in values:
             for number in range(values["vmCount"]):
                 self.machines[f"{values['vmName']}{number}"] = values
@@ -264,6 +359,13 @@ class Azure:
             return 200, {"id": path, "name": path.split("/")[-1], "location": "x"}
         if path.endswith(("/resources", "/skus")):
             return 200, {"value": []}
+        if path.endswith("/networkInterfaces"):
+            return 200, {"value": [{"id": f"{path}/{name}", "name": name} for name in self.orphans]}
+        if path.endswith("/publicIPAddresses"):
+            return 200, {"value": []}
+        if method == "DELETE":
+            self.orphans.discard(path.split("/")[-1])
+            return 200, {}
         if match := re.search(r"/networkInterfaces/([^/]+)$", path):
             number = list(self.machines).index(match[1].removesuffix("-nic"))
             return 200, {
@@ -371,6 +473,33 @@ def test_azure_launches_every_type(azure: Azure):
         assert (each.get("priority") == "Spot") == (name not in ("head", "a100-ondemand"))
         assert each["adminUsername"] == "ubuntu" and each["imageSku"] == "2204" and each["osDiskSize"] == 200
     assert len(provider.non_terminated_nodes({})) == len(by_type)
+
+
+@QUIET
+def test_azure_sells_on_demand_where_spot_is_sold_out(azure: Azure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from azure.core.exceptions import HttpResponseError
+
+    config, plain = launch_all(load("azure.yaml"))
+    azure.machines.clear()
+    provider = as_on_the_head(config, tmp_path, monkeypatch)
+
+    def seen() -> list[tuple[str, str]]:
+        return sorted((each.get("priority", "Regular"), each["vmTags"]["palimpsest-market"])
+                      for each in azure.machines.values())
+
+    launch(provider, config, "a100")
+    assert seen() == [("Spot", "spot")]
+    azure.sold_out = "SkuNotAvailable"
+    with pytest.raises(HttpResponseError):
+        launch(plain, config, "a100")
+    azure.orphans.clear()
+    launch(provider, config, "a100", 2)
+    assert seen() == [("Regular", "on-demand"), ("Regular", "on-demand"), ("Spot", "spot")]
+    assert not azure.orphans, "what the failed deployments had made is gone"
+    azure.sold_out = "AuthorizationFailed"
+    with pytest.raises(HttpResponseError, match="AuthorizationFailed"):
+        launch(provider, config, "a100")
+    assert len(azure.machines) == 3 and not azure.orphans
 
 
 @QUIET

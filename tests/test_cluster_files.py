@@ -194,7 +194,9 @@ def machine(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "home").mkdir()
     subprocess.run(["bash", str(CLUSTER / "secrets.sh")], env=env, check=True, capture_output=True)
     (tmp_path / "home/.ray/auth_token").chmod(0o644)
-    return env | {"SHARED": str(tmp_path / "results"), "VENV": sys.prefix, "ASKED": str(tmp_path / "asked")}
+    (tmp_path / "fstab").write_text("UUID=1 / ext4 defaults 0 1\n")
+    own = {"VENV": sys.prefix, "ASKED": str(tmp_path / "asked"), "FSTAB": str(tmp_path / "fstab")}
+    return env | own | {"SHARED": str(tmp_path / "results")}
 
 
 def set_up(machine: dict[str, str], **changes: str) -> subprocess.CompletedProcess:
@@ -218,6 +220,12 @@ def test_node_sets_up_twice_as_once(machine: dict[str, str]):
     read = "echo $RAY_AUTH_MODE $PALIMPSEST_OUT $PALIMPSEST_STORE $RAY_USAGE_STATS_ENABLED"
     line = subprocess.run(["bash", "-c", f". ~/.bashrc; {read}"], env=machine, capture_output=True, text=True).stdout
     assert line.split() == ["token", machine["SHARED"], f"{machine['SHARED']}/stages", "0"]
+    spot = "import cluster.spot as spot; print(spot.__file__)"  # as `ray teardown` on the head imports it
+    found = subprocess.run(["bash", "-c", f". ~/.bashrc; cd /; python -c '{spot}'"], env=machine, capture_output=True)
+    assert found.stdout.decode().strip() == str(CLUSTER / "spot.py"), found.stderr
+    twice = subprocess.run(["bash", "-c", ". ~/.bashrc; . ~/.bashrc; echo $PYTHONPATH"],
+                           env=machine | {"PYTHONPATH": "/a/jobs/tree"}, capture_output=True, text=True).stdout
+    assert twice.strip() == f"/a/jobs/tree:{ROOT}", "a job's own code comes first"
     assert asked(machine) == [], "no package, mount or firewall that nobody asked for"
 
 
@@ -230,11 +238,49 @@ def test_node_installs_what_constraints_name(machine: dict[str, str]):
 
 def test_node_mounts_what_it_is_told(machine: dict[str, str]):
     pytest.importorskip("ray", reason="needs Ray")
-    said = set_up(machine, NFS="files.example:/export")
+    """For good: what is mounted is in fstab, once, and no other line is touched."""
+    for _ in range(2):
+        said = set_up(machine, NFS="files.example:/export")
+        assert said.returncode == 0, said.stderr
+    assert f"mount {machine['SHARED']}" in asked(machine)
+    root, mount = Path(machine["FSTAB"]).read_text().splitlines()
+    assert root == "UUID=1 / ext4 defaults 0 1"
+    assert mount.startswith(f"files.example:/export {machine['SHARED']} nfs nfsvers=4.1,")
+    assert "noresvport" not in mount, "an export with `secure` would refuse"
+    assert mount.endswith(",_netdev,nofail 0 0"), "after the network, and a boot does not wait for it"
+    assert set_up(machine, NFS="files.example:/other", NFS_OPTIONS="ro").returncode == 0
+    lines = Path(machine["FSTAB"]).read_text().splitlines()
+    assert lines == [root, f"files.example:/other {machine['SHARED']} nfs ro,_netdev,nofail 0 0"]
+
+
+def test_efs_alone_asks_from_unprivileged_ports():
+    for name in LAUNCHERS:
+        assert ("noresvport" in " ".join(load(name)["setup_commands"])) == (name == "gpu.yaml")
+
+
+@pytest.mark.parametrize("pip", ["22.04", "24.04", "none"])
+def test_node_installs_its_installer_on_every_ubuntu(machine: dict[str, str], pip: str):
+    """22.04's pip knows no --break-system-packages, 24.04's insists on it, and an image may have none."""
+    pytest.importorskip("ray", reason="needs Ray")
+    folder = Path(machine["ASKED"]).parent
+    (folder / "bin/uv").rename(folder / "uv")
+    there = "" if pip != "none" else f'[ -e {folder}/pip ] || exit 1'
+    refuses = {"24.04": '[ "${PIP_BREAK_SYSTEM_PACKAGES:-}" = 1 ] || { echo externally-managed >&2; exit 1; }'}
+    (folder / "bin/python3").write_text(f"""#!/bin/bash
+[ "$1 $2" = "-m pip" ] || exec {sys.executable} "$@"
+{there}
+[ "$3" = install ] || exit 0
+[[ "$*" != *--break-system-packages* ]] || {{ echo "no such option: --break-system-packages" >&2; exit 2; }}
+{refuses.get(pip, "")}
+mkdir -p ~/.local/bin; cp {folder}/uv ~/.local/bin/uv
+""")
+    (folder / "bin/apt-get").write_text(f'#!/bin/sh\n[ "$1 $4" != "install python3-pip" ] || touch {folder}/pip\n')
+    for name in ("python3", "apt-get"):
+        (folder / "bin" / name).chmod(0o755)
+    said = set_up(machine, VENV="", PATH=f"{folder}/bin:/usr/bin:/bin")
     assert said.returncode == 0, said.stderr
-    (mount,) = [line for line in asked(machine) if line.startswith("mount ")]
-    assert mount.startswith("mount -t nfs -o nfsvers=4.1")
-    assert mount.endswith(f"files.example:/export {machine['SHARED']}")
+    assert any(line.startswith("uv pip install") for line in asked(machine))
+    assert (folder / "pip").exists() == (pip == "none")
 
 
 def test_node_says_that_the_folder_is_not_there(machine: dict[str, str]):

@@ -281,6 +281,26 @@ def test_what_is_run_is_there():
     assert images and not any(image.endswith(":latest") or ":" not in image for image in images), "images are pinned"
 
 
+def test_readmes_line_sets_every_image(tmp_path: Path):
+    """One registry in all files, jobs too; without it a pod would wait for an image that nobody has."""
+    (tmp_path / "cluster/kuberay").mkdir(parents=True)
+    for path in HERE.glob("*.yaml"):
+        (tmp_path / "cluster/kuberay" / path.name).write_text(path.read_text())
+    (line,) = re.findall(r"(sed -i.before '\S+' cluster/kuberay/\*\.yaml)", (ROOT / "cluster/README.md").read_text())
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
+    text = "".join(path.read_text() for path in (tmp_path / "cluster/kuberay").glob("*.yaml"))
+    assert "REGISTRY/palimpsest:0.1.0" in text and "registry.example.com" not in text
+    assert all("CHOOSE" in each for each in re.findall("image: REGISTRY.*", text))
+
+
+def test_whoever_writes_into_the_claim_may():
+    """A claim's files belong to a group, which a pod that is not root must be in."""
+    for name, template in pods():
+        spec = template["spec"]
+        if any("persistentVolumeClaim" in volume for volume in spec.get("volumes", [])):
+            assert spec["securityContext"]["fsGroup"] == 1000, name
+
+
 @pytest.mark.parametrize("name", ["mlflow.yaml", "nightly.yaml", "postgres.yaml"])
 def test_shell_inside_manifests_parses(name: str):
     found = 0

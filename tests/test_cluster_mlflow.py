@@ -46,7 +46,7 @@ class Server:
     """The tracking server, started and stopped by its own scripts, in a home of its own."""
 
     def __init__(self, home: Path, backend: str, port: int):
-        self.home, self.port, self.process = home, port, None
+        self.home, self.host, self.port, self.process = home, "127.0.0.1", port, None
         secrets = {"HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PGUSER": "tester"}
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | secrets
         subprocess.run(["bash", str(CLUSTER / "secrets.sh")], env=self.env, check=True, capture_output=True)
@@ -57,6 +57,7 @@ class Server:
             "ARTIFACTS": home / "artifacts",
             "BACKUPS": home / "backups",
             "HOST": "127.0.0.1",
+            "ADDRESS": "127.0.0.1",
             "PORT": port,
             "PATH": secrets["PATH"],
         }
@@ -64,7 +65,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         with open(self.home / "log", "a") as log:
@@ -239,7 +240,10 @@ def test_eight_writers_lose_nothing_over_a_crash_and_a_restore(
 
     saved = server.script("backup.sh")
     assert saved.returncode == 0, saved.stderr
-    assert sorted(path.name for path in next((server.home / "backups").iterdir()).iterdir()) == ["runs", "users"]
+    (backup,) = (server.home / "backups").iterdir()
+    assert sorted(path.name for path in backup.iterdir()) == ["runs", "state", "users"]
+    # Nothing was recorded since; PostgreSQL's own upkeep may look like it, once or twice.
+    assert any(server.script("backup.sh", "--if-changed").stdout == "" for _ in range(3))
     refused = server.script("restore.sh")
     assert refused.returncode == 1 and "stop it first" in refused.stderr, "not under a running server"
     assert server.script("restore.sh", "--if-empty").stdout == "", "a database in use is left alone"
@@ -248,8 +252,9 @@ def test_eight_writers_lose_nothing_over_a_crash_and_a_restore(
     doomed = MlflowClient().get_experiment_by_name("study0")
     assert doomed is not None
     MlflowClient().delete_experiment(doomed.experiment_id)
+    assert "backups/2" in server.script("backup.sh", "--if-changed").stdout
     server.kill()
-    restored = server.script("restore.sh")
+    restored = server.script("restore.sh", str(backup))
     assert restored.returncode == 0, restored.stderr
     server.start()
     assert recorded(server, studies) == expected
@@ -285,6 +290,7 @@ def test_up_writes_settings_that_the_server_understands(tmp_path: Path):
     env = server.env | {
         "PORT": str(port),
         "BACKEND": "sqlite",
+        "BACKUP_EVERY": "1",
         "PATH": f"{_without_sudo(tmp_path)}:{server.env['PATH']}",
     }
     if Path("/run/systemd/system").exists():
@@ -297,8 +303,18 @@ def test_up_writes_settings_that_the_server_understands(tmp_path: Path):
         assert server.answer(RUNS) == 401 and server.answer(RUNS, "admin", server.password) == 200
         assert (tmp_path / ".palimpsest/head").read_text() == f"export MLFLOW_TRACKING_URI=http://127.0.0.1:{port}\n"
         assert (tmp_path / ".mlflow/credentials").stat().st_mode & 0o777 == 0o600
-        again = subprocess.run(["bash", str(HERE / "up.sh")], env=env, capture_output=True, text=True)
-        assert again.returncode == 0, "a second time changes nothing"
+        elsewhere = env | {"HOST": "127.0.0.2"}  # an address of this machine that is not 127.0.0.1
+        again = subprocess.run(["bash", str(HERE / "up.sh")], env=elsewhere, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr + (tmp_path / ".palimpsest/mlflow.log").read_text()
+        assert again.stdout == f"up.sh: MLflow answers on 127.0.0.2:{port}, on sqlite\n", "the loop's server is another"
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=2)
+        assert "http://127.0.0.2:" in (tmp_path / ".palimpsest/head").read_text()
+        server.host = "127.0.0.2"
+        assert _answers(server)
+        refused = server.script("restore.sh")
+        assert refused.returncode == 1 and "stop it first" in refused.stderr, "it sees the server where that listens"
+        assert sorted((tmp_path / ".palimpsest/mlflow-backups").glob("2*/runs")), "the loop backs up, as a timer does"
         first = _process(port)
         _kill_below(port, "server")
         for _ in range(600):
@@ -371,8 +387,13 @@ def test_units_are_good(tmp_path: Path):
     for source in sorted(HERE.glob("*.service")) + sorted(HERE.glob("*.timer")):
         unit = tmp_path / source.name
         unit.write_text(
-            source.read_text().replace("@USER@", "root").replace("@HOME@", "/root").replace("@HERE@", str(HERE))
+            source.read_text()
+            .replace("@USER@", "root")
+            .replace("@HOME@", "/root")
+            .replace("@HERE@", str(HERE))
+            .replace("@OUT@", "/results")
         )
+        assert source.suffix == ".timer" or "RequiresMountsFor=/results" in unit.read_text()
         assert "@" not in unit.read_text()
         units.append(str(unit))
     said = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
@@ -382,13 +403,32 @@ def test_units_are_good(tmp_path: Path):
     said = subprocess.run(
         ["systemd-analyze", "calendar", "--iterations=4", calendar[1]], capture_output=True, text=True
     )
-    assert said.returncode == 0 and len(set(re.findall(r"\d\d:17:00 UTC", said.stdout))) == 4, said.stdout
+    assert said.returncode == 0 and len(set(re.findall(r"\d\d:\d7:00 UTC", said.stdout))) == 4, said.stdout
+
+
+def test_old_backups_go_but_a_fortnight_stays(tmp_path: Path):
+    """The newest six, and one of each of fourteen days."""
+    if shutil.which("flock") is None:
+        pytest.skip("needs flock")
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/runs.db", 0)
+    settings = tmp_path / ".palimpsest/mlflow.env"
+    settings.write_text(re.sub("USERS=.*", f"USERS=sqlite:///{tmp_path}/users.db", settings.read_text()))
+    for day in range(1, 21):
+        for hour in ("00", "12"):
+            (tmp_path / f"backups/202001{day:02}T{hour}0000Z").mkdir(parents=True)
+    for minute in range(8):
+        (tmp_path / f"backups/20200121T00{minute:02}00Z").mkdir()
+    assert server.script("backup.sh").returncode == 0
+    kept = sorted(path.name for path in (tmp_path / "backups").iterdir())
+    assert [name[6:11] for name in kept[:12]] == [f"{day:02}T12" for day in range(9, 21)], "each day's newest"
+    assert [name[6:13] for name in kept[12:17]] == [f"21T00{minute:02}" for minute in range(3, 8)]
+    assert len(kept) == 18 and kept[-1] > "2026", "and the one just made"
 
 
 def test_settings_quote_what_a_shell_would_split(tmp_path: Path):
     """A folder with a space in its name reaches the server whole."""
     script = (HERE / "up.sh").read_text()
-    assert script.count("%q") == 7
+    assert script.count("%q") == 8
     line = subprocess.run(
         ["bash", "-c", "printf 'ARTIFACTS=%q\\n' '/my results/x'"], capture_output=True, text=True
     ).stdout

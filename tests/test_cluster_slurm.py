@@ -124,6 +124,7 @@ def test_a_study_over_two_nodes_keeps_its_exit_code(allocation: Allocation):
     assert "--dashboard-host=127.0.0.1" in steps and steps.count("--disable-usage-stats") == 2
     assert allocation.gone(), allocation.left()
     assert not list((allocation.folder / "home/.palimpsest").iterdir()), "the token goes with the job"
+    assert not Path(f"/tmp/ray-{allocation.job}").exists() and "rm -rf" in steps, "nor do Ray's files stay on a node"
 
 
 def test_the_time_limit_asks_the_study_to_stop(allocation: Allocation):

@@ -11,12 +11,22 @@ set -a; . "$home/mlflow.env"; set +a
 newest=$(ls -1d "$BACKUPS"/2* 2> /dev/null | tail -1 || true)
 from=${1:-$newest}
 
-load() {                            # file, URL
+# What a database holds is dropped one by one, tables, then functions of triggers: before PostgreSQL 15 the schema itself is not its owner's to drop.
+EMPTY='do $$ declare it record; begin
+  for it in select tablename as name from pg_tables where schemaname = current_schema() loop
+    execute format($drop$drop table %I cascade$drop$, it.name);
+  end loop;
+  for it in select oid::regprocedure as name from pg_proc
+            where pronamespace = current_schema()::regnamespace and pg_get_userbyid(proowner) = current_user loop
+    execute format($drop$drop function %s cascade$drop$, it.name);
+  end loop;
+end $$;'
+load() {                            # file, URL: all of it, or nothing changes
   case $2 in
-    sqlite:///*) cp "$1" "${2#sqlite:///}.new"; mv "${2#sqlite:///}.new" "${2#sqlite:///}" ;;
-    *)           PGOPTIONS='-c client_min_messages=warning' psql -q -v ON_ERROR_STOP=1 "${2/+psycopg2/}" \
-                   -c 'drop schema public cascade; create schema public'
-                 pg_restore --no-owner --exit-on-error --single-transaction --dbname="${2/+psycopg2/}" "$1" ;;
+    sqlite:///*) cp "$1" "${2#sqlite:///}.new"; rm -f "${2#sqlite:///}"-*; mv "${2#sqlite:///}.new" "${2#sqlite:///}" ;;
+    *)           pg_restore --no-owner --no-privileges --file="$work/sql" "$1"
+                 PGOPTIONS='-c client_min_messages=warning' psql -q -v ON_ERROR_STOP=1 --single-transaction \
+                   --command="$EMPTY" --file="$work/sql" "${2/+psycopg2/}" > /dev/null ;;
   esac
 }
 forget() {                          # the drivers' marks: what was recorded after the backup is sent again
@@ -35,12 +45,14 @@ if [ "${1:-}" = --if-empty ]; then
     *)           [ -z "$(psql -qAt "${MLFLOW_BACKEND_STORE_URI/+psycopg2/}" -c \
                    "select 1 from pg_tables where tablename = 'experiments'")" ] || exit 0 ;;
   esac
-elif curl -fsS -m 2 "http://127.0.0.1:$PORT/health" > /dev/null 2>&1; then
+elif curl -fsS -m 2 "http://$ADDRESS:$PORT/health" > /dev/null 2>&1; then
   echo "restore.sh: the server is running; stop it first (sudo systemctl stop mlflow)" >&2
   exit 1
 fi
 [ -n "$from" ] && [ -d "$from" ] || { echo "restore.sh: no backup in $BACKUPS" >&2; exit 1; }
 
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 load "$from/runs" "$MLFLOW_BACKEND_STORE_URI"
 forget "$MLFLOW_BACKEND_STORE_URI"
 load "$from/users" "$USERS"

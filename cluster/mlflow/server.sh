@@ -5,7 +5,7 @@ set -euo pipefail
 umask 077
 home=~/.palimpsest
 set -a; . "$home/mlflow.env"; set +a
-: "${MLFLOW_BACKEND_STORE_URI:?}" "${USERS:?}" "${ARTIFACTS:?}" "${HOST:?}" "${PORT:?}"
+: "${MLFLOW_BACKEND_STORE_URI:?}" "${USERS:?}" "${ARTIFACTS:?}" "${HOST:?}" "${ADDRESS:?}" "${PORT:?}"
 
 [ -s "$home/flask_secret" ] || head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$home/flask_secret"
 cat > "$home/mlflow_auth.ini" <<INI
@@ -24,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 
 # Names under which the server may be addressed; the option replaces MLflow's own list.
 names="localhost:*,127.0.0.1:*"
-[ "$HOST" = 127.0.0.1 ] || names="$names,$(hostname):*,$(hostname -I | tr ' ' '\n' | sed '/^$/d; s/$/:*/' | paste -sd,)"
+[ "$HOST" = 127.0.0.1 ] || names="$names,$ADDRESS:*,$(hostname):*,$(hostname -I | tr ' ' '\n' | sed '/^$/d; s/$/:*/' | paste -sd,)"
 
 # A database that is older than the package is migrated; an empty one is made by the server.
 tables=$(python -c 'import os, sqlalchemy as db
