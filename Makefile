@@ -53,7 +53,8 @@ search: .venv/installed
 # Azure's packages in the releases that Ray knows, which nothing else must be held back by: over what .venv has.
 .venv-azure/installed: .venv/installed-test
 	test -x .venv-azure/bin/python || $(PYTHON) -m venv .venv-azure
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > .venv-azure/lib/python3.11/site-packages/over.pth
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$(.venv-azure/bin/python -c 'import site; print(site.getsitepackages()[0])')/over.pth"
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["azure"])' \
 		| xargs .venv-azure/bin/python -m pip install --quiet
 	touch $@
