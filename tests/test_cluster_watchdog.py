@@ -58,13 +58,12 @@ def test_a_worker_ends_when_its_head_has_been_gone_for_a_while(worker: Worker):
 def test_a_new_head_is_watched_instead(worker: Worker):
     """Ray started again by a head with another address: one watchdog, which looks at the new one."""
     with socket.create_server(("127.0.0.1", 0)) as old, socket.create_server(("127.0.0.1", 0)) as new:
-        worker.start(f"127.0.0.1:{old.getsockname()[1]}", seconds=5)
+        worker.start(f"127.0.0.1:{old.getsockname()[1]}", seconds=1)
         while not (worker.folder / ".palimpsest/watched").exists():
             time.sleep(0.05)
-        time.sleep(1)
-        assert worker.start(f"127.0.0.1:{new.getsockname()[1]}", seconds=5).wait(30) == 0, "the first one goes on"
+        assert worker.start(f"127.0.0.1:{new.getsockname()[1]}", seconds=1).wait(30) == 0, "the first one goes on"
         old.close()
-        assert not worker.ended(within=7)
+        assert not worker.ended(within=2.5)
     assert worker.ended(within=60)
 
 
