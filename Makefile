@@ -18,7 +18,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-cluster: .venv/installed-clouds .venv-azure/installed
-	PALIMPSEST_LABS=1 $(BIN)/python -m pytest tests/test_never_stuck.py tests/test_search_storage.py tests/test_cluster_*.py $(ARGS)
+	PALIMPSEST_LABS=1 $(BIN)/python -m pytest tests/test_never_stuck.py tests/test_search*.py tests/test_cluster_*.py $(ARGS)
 	.venv-azure/bin/python -m pytest tests/test_cluster_clouds.py -k azure $(ARGS)
 
 test-clouds: .venv/installed-clouds

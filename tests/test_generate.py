@@ -63,7 +63,7 @@ TRIALS = {
     "LD4LG of classes": ld4lg(test_ld4lg.CLASSES, guidance=0.5),
     "LD4LG from sources": ld4lg(override(test_ld4lg.PLAIN, {"source": Source(length=8)}), guidance=1.0, candidates=2),
     "LD4LG by a nucleus": ld4lg(override(test_ld4lg.PLAIN, {"decoding.by": Nucleus(p=0.95)})),
-    "annealed LD4LG": ld4lg(test_ld4lg.RAW),
+    "annealed LD4LG": ld4lg(override(test_ld4lg.RAW, {"decoding.by": Nucleus(p=0.95)})),      # else always one text
     "DiffusionBERT": diffusionbert(test_diffusionbert.SPINDLE),
     "DiffusionBERT from sources": diffusionbert(test_diffusionbert.READS),
     "score LM": scorelm(test_scorelm.PLAIN),
