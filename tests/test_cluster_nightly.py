@@ -53,6 +53,7 @@ def test_units_are_good(tmp_path: Path):
             unit.read_text()
             .replace("@USER@", "root")
             .replace("@HOME@", "/root")
+            .replace("@OUT@", "/results")
             .replace("@ROOT@", str(HERE.parent.parent))
         )
         assert not re.search("@[A-Z]+@", text)

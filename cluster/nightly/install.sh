@@ -48,8 +48,9 @@ else
   echo "PALIMPSEST_BRANCH=$branch" >> "$settings"
 fi
 
+out=$([ ! -f ~/.palimpsest/env ] || . ~/.palimpsest/env; echo "${PALIMPSEST_OUT:-$root/results}")
 for unit in palimpsest-nightly.service palimpsest-nightly.timer palimpsest-nightly-failed@.service; do
-  sed -e "s#@USER@#$(id -un)#g" -e "s#@HOME@#$HOME#g" -e "s#@ROOT@#$root#g" "$here/$unit" | as_root tee "$into/$unit" > /dev/null
+  sed -e "s#@USER@#$(id -un)#g" -e "s#@HOME@#$HOME#g" -e "s#@ROOT@#$root#g" -e "s#@OUT@#$out#g" "$here/$unit" | as_root tee "$into/$unit" > /dev/null
 done
 as_root systemctl daemon-reload
 as_root systemctl enable --now palimpsest-nightly.timer
