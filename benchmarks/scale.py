@@ -51,9 +51,10 @@ from studies.engine.plan import Plan, make_plan  # noqa: E402
 from studies.engine.provenance import Code  # noqa: E402
 from studies.engine.pruning import Halving  # noqa: E402
 from studies.engine.search import Search  # noqa: E402
+from studies.engine.shipping import Shipper  # noqa: E402
 from studies.engine.storage import Memory  # noqa: E402
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study  # noqa: E402
-from studies.engine.tracking import Shipper, Tracking, parent_story  # noqa: E402
+from studies.engine.tracking import Tracking, parent_story  # noqa: E402
 from studies.engine.tuning import Tune  # noqa: E402
 from trainables.stages import Store  # noqa: E402
 

@@ -9,7 +9,6 @@ Run as a program it is that server:   python tests/test_cluster_aws.py PORT FILE
 """
 
 # pyright: reportMissingImports=false
-import copy
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_cluster_clouds import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 STACK = ROOT / "cluster" / "aws.yaml"
@@ -159,26 +159,6 @@ def bootstrap(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, An
     monkeypatch.chdir(ROOT)
     config = _bootstrap_config(yaml.safe_load(path.read_text()), no_config_cache=True)
     return config, _get_node_provider(config["provider"], config["cluster_name"], use_cache=False)
-
-
-def launch(provider: Any, config: dict[str, Any], name: str, count: int = 1) -> None:
-    """Launch machines of a type as Ray does."""
-    from ray.autoscaler import tags
-
-    kind = "head" if name == config["head_node_type"] else "worker"
-    node = copy.deepcopy(config["available_node_types"][name]["node_config"])
-    node |= config.get("head_node", {}) if kind == "head" else {}
-    provider.create_node(
-        node,
-        {
-            tags.TAG_RAY_NODE_KIND: kind,
-            tags.TAG_RAY_USER_NODE_TYPE: name,
-            tags.TAG_RAY_LAUNCH_CONFIG: "x",
-            tags.TAG_RAY_NODE_NAME: f"ray-{config['cluster_name']}-{kind}",
-            tags.TAG_RAY_NODE_STATUS: "uninitialized",
-        },
-        count,
-    )
 
 
 def words(machine: dict[str, Any]) -> dict[str, str]:

@@ -153,7 +153,8 @@ def test_secrets_are_in_no_argument_and_in_no_log(server: Server):
 def ship(folder: Path, study: str, registered: threading.Barrier, crashed: threading.Event, shippers: list) -> None:
     """One study: a cell's outbox that grows, and its shipper, which outlives the server."""
     from studies.engine.ledger import Outbox
-    from studies.engine.tracking import Shipper, Tracking
+    from studies.engine.shipping import Shipper
+    from studies.engine.tracking import Tracking
 
     tracking = Tracking(study, folder)
     outboxes = folder / study / "outbox"

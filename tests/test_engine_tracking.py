@@ -7,8 +7,9 @@ import pytest
 from served import Server, wait
 
 from studies.engine.ledger import Outbox, curves
+from studies.engine.shipping import Journal, Shipper, run_ids
 from studies.engine.study import BadInput
-from studies.engine.tracking import Journal, Shipper, Tracking, run_ids
+from studies.engine.tracking import Tracking
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in (
     "DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "ResourceWarning")]

@@ -27,7 +27,8 @@ from pathlib import Path
 from studies.engine.cluster import settle_environment
 settle_environment()
 from studies.engine.guardian import Guardian, leading
-from studies.engine.tracking import Shipper, Tracking
+from studies.engine.shipping import Shipper
+from studies.engine.tracking import Tracking
 from test_engine_tracking import tell
 out = Path(sys.argv[1])
 with leading(out / "toy"):

@@ -21,8 +21,9 @@ from studies.engine.plan import Plan, make_plan
 from studies.engine.provenance import Code
 from studies.engine.registry import fetch, keep_best
 from studies.engine.selection import best_cell, candidates, validation
+from studies.engine.shipping import Shipper
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study, Watch
-from studies.engine.tracking import Shipper, Tracking
+from studies.engine.tracking import Tracking
 from trainables.config import ConfigError
 from trainables.generate import main
 from trainables.stages import Store

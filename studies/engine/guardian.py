@@ -91,7 +91,8 @@ def wake(study: str, folder: Path, out: Path) -> None:
 
 def ship(study: str, folder: Path, out: Path, alive: set[str]) -> str:
     """Ship everything and end the runs of the dead; what is in the way, or nothing."""
-    from studies.engine.tracking import Shipper, Tracking
+    from studies.engine.shipping import Shipper
+    from studies.engine.tracking import Tracking
 
     tracking = Tracking(study, out)
     shipper = Shipper(tracking, folder / "outbox")

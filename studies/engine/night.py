@@ -165,8 +165,9 @@ def unknown(old: str, new: str, files: Iterable[str]) -> str:
 
 def tell_tracking(night: Record, watched: Watched, out: Path, markdown: str) -> str:
     """Tags, and the night's means as curves by night, on the study's parent run; what stood in the way, or ""."""
+    from studies.engine.shipping import Shipper
     from studies.engine.study import BadInput
-    from studies.engine.tracking import PARENT, Shipper, Tracking
+    from studies.engine.tracking import PARENT, Tracking
 
     ledger = Ledger(out / watched.study.name)
     story = Outbox(ledger.outbox(PARENT))

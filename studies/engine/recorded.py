@@ -21,8 +21,9 @@ from studies.engine.options import Options
 from studies.engine.plan import Plan
 from studies.engine.provenance import code
 from studies.engine.search import Search
+from studies.engine.shipping import Shipper
 from studies.engine.storage import LOST, why
-from studies.engine.tracking import PARENT, Shipper, Tracking, parent_story
+from studies.engine.tracking import PARENT, Tracking, parent_story
 
 
 @contextlib.contextmanager
