@@ -1,6 +1,7 @@
 """Evaluation: each metric against what it must be by hand, and the laws that all of them keep."""
 
 import gc
+import itertools
 import math
 import random
 import weakref
@@ -431,5 +432,11 @@ def test_the_most_agreed_text_is_chosen_by_method_4():
     for (reference, hypothesis), value in {(a, b): 0.123005, (b, a): 0.122528, (a, c): 0.069954, (c, a): 0.068144,
                                            (b, c): 0.144498, (c, b): 0.141786}.items():
         assert bleu(reference, hypothesis) == pytest.approx(value, abs=1e-6)
+    pairs = list(itertools.combinations([a, b, c], 2))
+    assert np.mean([bleu(earlier, later) for earlier, later in pairs]) == pytest.approx(0.112486, abs=1e-6)
+    assert np.mean([bleu(later, earlier) for earlier, later in pairs]) == pytest.approx(0.110820, abs=1e-6)
+    for words, value in {1: 1.0, 2: 0.221389, 3: 0.575720, 4: 1.0}.items():      # why a text is not asked about itself
+        said = " ".join(a.split()[:words])
+        assert bleu(said, said) == pytest.approx(value, abs=1e-6)
     assert agreed([a, b, c]) == b and agreed([a]) == a and agreed(["", a, b]) in (a, b)
     assert bleu("", a) == bleu(a, "") == 0.0

@@ -145,7 +145,7 @@ class Denoiser(nn.Module):
         for part in linear:
             nn.init.zeros_(part.bias)
         branches = [last for layer in self.layers for last in layer.ends()]        # type: ignore[operator]
-        for part in (*branches, *self.time_in, self.leave):
+        for part in (*branches, *self.time_in, *self.guess_in, self.leave):
             if isinstance(part, nn.Linear):
                 nn.init.zeros_(part.weight)
 
