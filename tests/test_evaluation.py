@@ -435,8 +435,8 @@ def test_the_most_agreed_text_is_chosen_by_method_4():
     pairs = list(itertools.combinations([a, b, c], 2))
     assert np.mean([bleu(earlier, later) for earlier, later in pairs]) == pytest.approx(0.112486, abs=1e-6)
     assert np.mean([bleu(later, earlier) for earlier, later in pairs]) == pytest.approx(0.110820, abs=1e-6)
-    for words, value in {1: 1.0, 2: 0.221389, 3: 0.575720, 4: 1.0}.items():      # why a text is not asked about itself
-        said = " ".join(a.split()[:words])
+    for length, value in {1: 1.0, 2: 0.221389, 3: 0.575720, 4: 1.0}.items():      # why a text is not asked about itself
+        said = " ".join(a.split()[:length])
         assert bleu(said, said) == pytest.approx(value, abs=1e-6)
     assert agreed([a, b, c]) == b and agreed([a]) == a and agreed(["", a, b]) in (a, b)
     assert bleu("", a) == bleu(a, "") == 0.0
