@@ -313,6 +313,7 @@ def term(process, state, place, x0, t, s, mixture: bool) -> float:
 
 def test_the_toy_predictor_is_the_specs():
     assert toy((3, 3), 0)[:3].exp().tolist() == pytest.approx([0.574623, 0.234110, 0.191267], abs=1e-6)
+    assert toy((3, 3), 0, True).exp().tolist() == pytest.approx([0.538273, 0.219300, 0.179167, 0.063259], abs=1e-6)
     assert toy((3, 3), 1, True).exp().tolist() == pytest.approx([0.115836, 0.186712, 0.664038, 0.033414], abs=1e-6)
 
 

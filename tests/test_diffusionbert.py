@@ -21,6 +21,7 @@ from trainables.diffusion.unmasking import Ancestral
 from trainables.diffusionbert import (
     LAST,
     NEVER,
+    SEQUENCE_TO_SEQUENCE_PAPER,
     DiffusionBert,
     DiffusionBertSystem,
     Mixture,
@@ -616,6 +617,16 @@ def test_the_paper_recipe_has_the_papers_numbers():
     assert (training.steps, training.batch, training.optimizer.lr) == (1_900_000, 32, 3e-6)
     assert (training.schedule.warmup, training.schedule.start * 3e-6) == (10_000, pytest.approx(1e-8))
     assert trial.sampling.steps == 128 and trial.sampling.stepper == Ancestral(top_k=30)
+
+
+def test_the_conditional_recipe_is_the_papers():
+    trial = override(diffusionbert(), SEQUENCE_TO_SEQUENCE_PAPER)
+    objective, training, sampling = trial.system.objective, trial.training, trial.sampling
+    assert isinstance(trial.system.lm, Roberta) and trial.system.process.spindle == 0 and objective.steps == 2000
+    assert objective.cross_entropy / objective.steps == pytest.approx(3e-4) and not objective.as_published
+    assert (training.optimizer.lr, training.batch // training.accumulate) == (5e-5, 64)
+    assert (training.schedule.warmup, training.schedule.start) == (10_000, pytest.approx(1 / 3))
+    assert (sampling.steps, sampling.stepper.top_k, sampling.batch, sampling.candidates) == (200, 15, 32, 3)
 
 
 @pytest.mark.parametrize("recipe", [diffusionbert, diffusionbert_laptop])

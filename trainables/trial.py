@@ -157,7 +157,7 @@ class Trained:
     training: Training
     seed: int
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2               # 2: initial weights by name
     resumable: ClassVar[bool] = True
     together: ClassVar[bool] = True          # several workers may make it
 
