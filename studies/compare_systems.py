@@ -10,7 +10,7 @@ Each arm has the recipe that suits it and sees as many texts as the others: 2,00
 million of TEncDM's paper at paper size.  There a row of the score LM holds one text, so that texts can be counted, and
 DiffusionBERT minds case, as the texts do that it is judged by, and learns by a bound (see ablation_spindle.py).
 
-    python studies/compare_systems.py                     here where there is no GPU, else at paper size (--dry-run: plan)
+    python studies/compare_systems.py                     here where there is no GPU, else at paper size (--dry-run)
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ study = Study(
     report=(
         Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
         Minimise("test/total_variation"), Maximise("test/mauve"), Minimise("test/judge_nll"), Minimise("test/fd"),
-        Minimise("test/perplexity"), Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/departure")),
-    seeds=3)
+        Minimise("test/perplexity"), Maximise("test/diversity"), Watch("test/memorisation"),
+        Minimise("test/departure")), seeds=3)
 
 if __name__ == "__main__":
     main(study)
