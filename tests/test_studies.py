@@ -19,6 +19,7 @@ from trainables.diffusion.ranges import FullRange
 from trainables.diffusion.steppers import Heun
 from trainables.diffusion.times import Exposure, InTime
 from trainables.stages import Context, Store, key
+from trainables.text.corpora import import_files
 from trainables.text.decoder import TrainedDecoder
 from trainables.training.optimizers import Lion
 from trainables.trial import Trained, run
@@ -161,6 +162,26 @@ def test_samplers_train_nothing_twice(tmp_path):
 
 
 # ---------------------------------------------------------------- what single studies promise
+
+
+@pytest.mark.parametrize("name", ["stories", "file"])
+def test_conditional_systems_read_sources_and_see_as_many_pairs(name, tmp_path):
+    """On stories and on a file with sources; what is not compared, like steps and candidates, can still be set."""
+    study, context = load("compare_conditional"), Context(Store(tmp_path / "stages"))
+    (tmp_path / "pairs.csv").write_text("said,asked\n" + "\n".join(
+        f"place {number} serves good food,name[{number}]" for number in range(100)), encoding="utf-8")
+    data = {"stories": None, "file": import_files(f"{tmp_path / 'pairs.csv'}:said:asked", None, context.store)}[name]
+    trials = [study.trial("laptop", arm, data=data, assignments=["sampling.candidates=2"]) for arm in study.arms]
+    for trial in trials:
+        trial.check(context)
+        assert trial.system.reads_source and trial.sampling.candidates == 2
+        assert {"bleu", "rouge2"} <= {value for metric in trial.evaluation.metrics for value in metric.better}
+        assert trial.evaluation == trials[0].evaluation and trial.sampling.consensus == trials[0].sampling.consensus
+    assert {trial.training.steps * trial.training.batch for trial in trials} == {128_000}
+    half = study.trial("laptop", "DiffusionBERT", data=data, assignments=["training.steps=1000"])
+    assert half.training == replace(trials[2].training, steps=1_000)
+    paper = {study.trial("paper", arm).training for arm in study.arms}
+    assert all(abs(training.steps * training.batch - 102_400_000) < training.batch for training in paper)
 
 
 def test_schedules_on_the_laptop_keep_their_levels_of_noise():
