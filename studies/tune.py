@@ -69,7 +69,7 @@ QUALITY = (Minimise("valid/illegal"), Maximise("valid/mauve"), Maximise("valid/b
 REPORT = (
     Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"), Maximise("test/mauve"),
     Maximise("test/bleu"), Minimise("test/fd"), Minimise("test/judge_nll"), Minimise("test/perplexity"),
-    Maximise("test/diversity"), Watch("test/memorisation"), Watch("valid/loss"))
+    Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/wrong_class"), Watch("valid/loss"))
 
 
 @dataclass(frozen=True)

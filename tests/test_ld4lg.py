@@ -474,6 +474,8 @@ def test_a_trial_from_corpus_to_scores(cfg, sampling, asked, context):
     scores = run(trial, context)
     assert 0 <= scores["test/illegal"] <= 1 and np.isfinite(scores["valid/loss"])
     assert ("test/bleu" in scores) == ("source" in asked)
+    assert ("test/wrong_class" in scores) == ("valid/wrong_class" in trial.scores()) == ("class" in asked)
+    assert scores["test/illegal"] <= scores.get("test/wrong_class", 1.0) <= 1.0
     lines = read_lines(context.get(trial.samples()) / "samples.jsonl")
     assert len(lines) == 14 and all(line.keys() == {"text"} | asked for line in lines)
 

@@ -1,7 +1,7 @@
 """Real texts, to compare with: a fixed number, drawn once, from a split that no model learned from."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from trainables.config import ConfigError, config
@@ -58,6 +58,21 @@ class ReadsSources(Protocol):
     def score_pairs(self, samples: list[str], sources: Sequence[str], real: Real,
                     context: Context) -> dict[str, float | str]:
         """Values by name, or reasons; `sources` has one for each sample, or none at all."""
+        ...
+
+
+@runtime_checkable
+class ReadsClasses(Protocol):
+    """A metric that also says whether samples are of the classes they were asked for; it adds to `score`."""
+
+    @property
+    def of_classes(self) -> Mapping[str, str]:
+        """Which direction is better, for each value that it adds."""
+        ...
+
+    def score_classes(self, samples: list[str], classes: Sequence[str], real: Real,
+                      context: Context) -> dict[str, float | str]:
+        """Values by name, or reasons; `classes` has one for each sample."""
         ...
 
 
