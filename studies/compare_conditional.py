@@ -25,7 +25,6 @@ from trainables.config import override
 from trainables.evaluation.bleu import Bleu
 from trainables.evaluation.rouge import Rouge
 from trainables.text.corpora import Data, HubTexts, Stories
-from trainables.text.families import Bert
 from trainables.trial import Trial
 
 STEPS, BATCH, TEXTS = 2_000, 64, 102_400_000
@@ -36,27 +35,26 @@ QUESTIONS = HubTexts(name="sentence-transformers/quora-duplicates", subset="pair
 def reading(recipe: Callable[..., Trial], changes: Mapping[str, Any], usual: Data) -> Callable[..., Trial]:
     """The recipe made to read sources, as a function of the data, with the budget of its size."""
     def asked(data: Data = usual) -> Trial:
-        own = recipe(data)
+        plain = recipe(data)
+        own = override(plain, changes)
         budget = {"training.steps": TEXTS // own.training.batch} if usual is QUESTIONS else \
             {"training.steps": STEPS, "training.batch": BATCH}
         if isinstance(data, Stories) and "system.source_length" in changes:
             budget["system.source_length"] = 8                              # a note has three words
-        return override(own, {**changes, **budget, "sampling.candidates": 1, "sampling.consensus": "bleu",
-                              "evaluation.metrics": (Bleu(), Rouge(), *own.evaluation.metrics)})
+        return override(own, {**budget, "sampling.candidates": 1, "sampling.consensus": "bleu",
+                              "evaluation.metrics": (Bleu(), Rouge(), *plain.evaluation.metrics)})
     return asked
 
 
 def system(laptop: Callable[..., Trial], paper: Callable[..., Trial], changes: Mapping[str, Any],
-           **differs: Any) -> Arm:
+           published: Mapping[str, Any]) -> Arm:
     """All of another recipe but its data and its evaluation, in whole parts, so that --set may change what is in them.
-    `differs`: fields of its system, at paper size."""
-    differs = {f"system.{name}": value for name, value in differs.items()}
-
+    `changes` here, `published` at paper size: how it is made to read sources."""
     def all_of(own: Trial) -> dict:
         return {"system": own.system, "training": own.training, "sampling": own.sampling}
 
     return Arm(laptop=lambda base: all_of(reading(laptop, changes, Stories())(base.data)),
-               paper=lambda base: all_of(reading(paper, {**changes, **differs}, QUESTIONS)(base.data)))
+               paper=lambda base: all_of(reading(paper, published, QUESTIONS)(base.data)))
 
 
 study = Study(
@@ -65,9 +63,10 @@ study = Study(
     scales={"laptop": Scale(reading(tencdm.tencdm_laptop, tencdm.SEQUENCE_TO_SEQUENCE, Stories())),
             "paper": Scale(reading(tencdm.tencdm, tencdm.SEQUENCE_TO_SEQUENCE, QUESTIONS), Resources(gpus=1))},
     arms={
-        "TEncDM": Arm(), "LD4LG": system(ld4lg.ld4lg_laptop, ld4lg.ld4lg, ld4lg.SEQUENCE_TO_SEQUENCE),
+        "TEncDM": Arm(),
+        "LD4LG": system(ld4lg.ld4lg_laptop, ld4lg.ld4lg, ld4lg.SEQUENCE_TO_SEQUENCE, ld4lg.SEQUENCE_TO_SEQUENCE),
         "DiffusionBERT": system(diffusionbert.diffusionbert_laptop, diffusionbert.diffusionbert,
-                                diffusionbert.SEQUENCE_TO_SEQUENCE, lm=Bert()),         # minds case, as BLEU does
+                                diffusionbert.SEQUENCE_TO_SEQUENCE, diffusionbert.SEQUENCE_TO_SEQUENCE_PAPER),
     },
     report=(
         Maximise("test/bleu", margin=0.02), Maximise("test/rouge2"), Maximise("test/rouge_l"),

@@ -19,7 +19,7 @@ from trainables.diffusion.ranges import FullRange
 from trainables.diffusion.steppers import Heun
 from trainables.diffusion.times import Exposure, InTime
 from trainables.stages import Context, Store, key
-from trainables.text.corpora import import_files
+from trainables.text.corpora import Stories, import_files
 from trainables.text.decoder import TrainedDecoder
 from trainables.training.optimizers import Lion
 from trainables.trial import Trained, run
@@ -164,13 +164,29 @@ def test_samplers_train_nothing_twice(tmp_path):
 # ---------------------------------------------------------------- what single studies promise
 
 
-@pytest.mark.parametrize("name", ["stories", "file"])
-def test_conditional_systems_read_sources_and_see_as_many_pairs(name, tmp_path):
-    """On stories and on a file with sources; what is not compared, like steps and candidates, can still be set."""
-    study, context = load("compare_conditional"), Context(Store(tmp_path / "stages"))
-    (tmp_path / "pairs.csv").write_text("said,asked\n" + "\n".join(
+@pytest.fixture(scope="module", params=["stories", "file"])
+def said(request, tmp_path_factory):
+    """A context and a corpus with sources: the built-in one, and somebody's file."""
+    folder = tmp_path_factory.mktemp("said")
+    context = Context(Store(folder / "stages"))
+    if request.param == "stories":
+        return context, Stories()
+    (folder / "pairs.csv").write_text("said,asked\n" + "\n".join(
         f"place {number} serves good food,name[{number}]" for number in range(100)), encoding="utf-8")
-    data = {"stories": None, "file": import_files(f"{tmp_path / 'pairs.csv'}:said:asked", None, context.store)}[name]
+    return context, import_files(f"{folder / 'pairs.csv'}:said:asked", None, context.store)
+
+
+def test_systems_see_as_many_texts_whatever_they_are(said):
+    """All five; the score LM packs a row full, so that its texts a step follow from their length."""
+    study = load("compare_systems")
+    trials = {arm: study.trial("laptop", arm, data=said[1]) for arm in study.arms}
+    assert {trial.training.steps for trial in trials.values()} == {2_000}
+    assert {arm for arm, trial in trials.items() if trial.training.batch != 64} == {"score LM"}
+
+
+def test_conditional_systems_read_sources_and_see_as_many_pairs(said):
+    """And what is not compared, like steps and candidates, can still be set."""
+    (context, data), study = said, load("compare_conditional")
     trials = [study.trial("laptop", arm, data=data, assignments=["sampling.candidates=2"]) for arm in study.arms]
     for trial in trials:
         trial.check(context)
@@ -180,8 +196,9 @@ def test_conditional_systems_read_sources_and_see_as_many_pairs(name, tmp_path):
     assert {trial.training.steps * trial.training.batch for trial in trials} == {128_000}
     half = study.trial("laptop", "DiffusionBERT", data=data, assignments=["training.steps=1000"])
     assert half.training == replace(trials[2].training, steps=1_000)
-    paper = {study.trial("paper", arm).training for arm in study.arms}
-    assert all(abs(training.steps * training.batch - 102_400_000) < training.batch for training in paper)
+    paper = [study.trial("paper", arm) for arm in study.arms]
+    assert all(0 <= 102_400_000 - trial.training.steps * trial.training.batch < trial.training.batch
+               and trial.sampling.candidates == 1 for trial in paper)
 
 
 def test_schedules_on_the_laptop_keep_their_levels_of_noise():
