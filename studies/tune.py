@@ -113,8 +113,9 @@ class Stopping:
         metrics = self.metrics or self.usual(trial)
         if not metrics:
             return None
-        first = trial.training.validate_every
-        return Median(metrics[0], after=first) if self.how == Stop.median else Halving(*metrics, first=first)
+        first, steps = trial.training.validate_every, trial.training.steps
+        return Median(metrics[0], after=first) if self.how == Stop.median else \
+            Halving(*metrics, first=first, steps=steps)
 
     def usual(self, trial: Trial) -> Sought:
         """Raw losses tell little of what hangs on context, and are not comparable where the task moves; the share of

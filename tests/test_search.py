@@ -331,6 +331,55 @@ def test_curves_reach_the_pruner_and_the_storage(file):
     assert table(heir)[1]["curve"] == {2: [-0.1], 4: [-0.1]}
 
 
+def test_nobody_is_stopped_near_the_end():
+    metric = Minimise("a")
+    rungs = {steps: [step for step in range(1, 2000) if rule.rung(step) > rule.rung(step - 1)]
+             for steps in (None, 5_000, 1_700, 1_200)
+             for rule in [Halving(metric, first=500, steps=steps)]}
+    assert rungs == {None: [500, 1500], 5_000: [500, 1500], 1_700: [500], 1_200: [500]}     # the first always counts
+    better = [{500: (1.0,), 1500: (1.0,)}] * 9
+    assert Halving(metric, first=500).verdict({500: (0.5,), 1500: (2.0,)}, [], better)
+    assert not Halving(metric, first=500, steps=1_700).verdict({500: (0.5,), 1500: (2.0,)}, [], better)
+    assert Halving(metric, first=500, steps=1_700).verdict({500: (2.0,)}, [], better)
+    for pruned in (tune.study_of(tune.System.tencdm, tune.Which.space, ("quality",), tune.How.tpe, 30,
+                                 tune.Stop.halving, (), 1_000).tune,
+                   nuisance((Minimise("test/illegal"),), trials=12)):
+        assert pruned is not None
+        rule = pruned.around(tencdm_laptop()).prune
+        assert isinstance(rule, Halving) and rule.steps == tencdm_laptop().training.steps
+
+
+@pytest.mark.parametrize("sampler", [Tpe(startup=4), GaussianProcess(startup=4)], ids=repr)
+def test_points_that_were_stopped_early_are_learnt_from(file, sampler):
+    """Nine in ten may end pruned: a sampler that waits for finished ones would draw quasi-random points for ever."""
+    def outcome(cell: Cell) -> dict:
+        assert isinstance(cell.point, int)
+        one.report(cell.key, 2, {"valid/loss": error(cell.trial)})
+        return record(cell, "done" if cell.point < 2 else "pruned")
+
+    one = file.search(sampler=sampler, trials=12, prune=Halving(Minimise("valid/loss"), first=2))
+    go(one, outcome)
+    assert states(one).count("COMPLETE") == 2 and states(one).count("PRUNED") == 10
+    sobol = Sobol(one.space, one.tune.seed)
+    quasi = [trial.params == {name: _at(sobol, name, trial.number) for name in trial.params} for trial in one.trials()]
+    assert quasi[:4] == [False, True, True, True]                   # the arm as it is, then quasi-random points,
+    assert sum(quasi[4:]) <= 1                                      # then drawn ones; of 32 points one may be both
+
+
+@pytest.mark.parametrize("sampler", [Tpe(startup=2), GaussianProcess(startup=2)], ids=repr)
+def test_a_sampler_explores_until_somebody_has_finished(file, sampler):
+    one = file.search(sampler=sampler, trials=8, prune=Halving(Minimise("valid/loss"), first=2))
+    go(one, lambda cell: record(cell, "pruned"))
+    sobol = Sobol(one.space, one.tune.seed)
+    assert [trial.params["training.steps"] for trial in one.trials()][1:] == \
+        [_at(sobol, "training.steps", number) for number in range(1, 8)]
+
+
+def _at(sobol: Sobol, name: str, number: int) -> Any:
+    place, domain = sobol.parameters[name]
+    return domain.at(float(sobol.point(number)[place]))
+
+
 def test_losses_are_not_compared_where_they_mean_something_else():
     tune = Tune(space=SPACE, select=(Minimise("valid/error"),), prune=Halving(Minimise("valid/loss"), first=2),
                 loss_depends_on=("system.shape",))
