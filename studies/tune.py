@@ -4,6 +4,7 @@
     python studies/tune.py tencdm                           30 points by TPE, the worst stopped early, the best compared
                                                             with the recipe on test texts, with other seeds
     python studies/tune.py tencdm --space joint --goals quality,diversity,cost --sampler nsga2 --trials 60
+                                                            a front; nobody is stopped early, unless --prune-on says how
     python studies/tune.py ld4lg --trials 50                the same command with a larger budget continues
     python studies/tune.py tencdm --trials 200 --hours 10   200 points, or what 10 hours bear, the comparison included
     make search                                             every search in optuna-dashboard, slice by slice
@@ -136,20 +137,25 @@ def parse_goals(text: str) -> tuple[str, ...]:
     return words
 
 
-def parse_curves(text: str, stop: Stop) -> Sought:
+def parse_curves(text: str, stop: Stop | None) -> Sought:
     """Metrics that training records by step."""
     words = parse_goals(text)
     for word in words:
         if ":" not in word:
             raise typer.BadParameter(f"{word!r} is neither min:METRIC nor max:METRIC", param_hint="--prune-on")
+    if stop == Stop.none:
+        raise typer.BadParameter("--prune none stops nobody", param_hint="--prune-on")
     if stop == Stop.median and len(words) > 1:
         raise typer.BadParameter("the median is of one metric; halving takes several", param_hint="--prune-on")
     return tuple((Minimise if word.startswith("min:") else Maximise)(word.partition(":")[2]) for word in words)
 
 
-def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, trials: int, stop: Stop,
+def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, trials: int, stop: Stop | None,
              stop_on: Sought, seed: int) -> Study:
-    """The search as a study: the recipe, and the points that were found."""
+    """The search as a study: the recipe, and the points that were found.   stop: None for what is usual: one curve says
+    who falls behind in one goal, but of several it would stop the cheap or the diverse that belong on the front."""
+    if stop is None:
+        stop = Stop.halving if stop_on or len(goals) == 1 else Stop.none
     recipes: Any = importlib.import_module(f"trainables.{system}")
     if which == Which.joint and system != System.tencdm:
         raise typer.BadParameter("the joint space is over tencdm", param_hint="--space")
@@ -174,7 +180,8 @@ def run(
     sampler: Annotated[How, typer.Option(help="How points are chosen.")] = How.tpe,
     goals: Annotated[str, typer.Option(
         help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = "quality",
-    prune: Annotated[Stop, typer.Option(help="Who is stopped early.")] = Stop.halving,
+    prune: Annotated[Stop | None, typer.Option(
+        help="Who is stopped early; without it, halving for one goal and with --prune-on, else none.")] = None,
     prune_on: Annotated[str | None, typer.Option(
         help="By what: min:valid/METRIC or max:valid/METRIC, as training records it; several with commas.")] = None,
     search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = 1_000,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from fake_trial import Linear, Square, Trial, recipe
+from fake_trial import Linear, Square, Table, Trial, recipe
 from optuna.trial import TrialState
 
 from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With
@@ -26,7 +26,7 @@ from studies.engine.budget import Budget
 from studies.engine.cluster import Cluster
 from studies.engine.found import chosen, complete, doubts, importances, spread, table
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Cell
+from studies.engine.plan import Cell, cell_key
 from studies.engine.provenance import Code
 from studies.engine.pruning import Halving, Median, dominates, fronts
 from studies.engine.samplers import Sobol
@@ -151,6 +151,23 @@ def test_cost_is_a_goal_that_the_ledger_knows(file):
     one = file.search(select=(Minimise("valid/error"), Minimise("cost/cpu_hours")), trials=2)
     go(one)
     assert [trial.values[1] for trial in complete(one)] == [0.5, 0.5]
+
+
+def test_a_point_costs_the_same_whatever_was_made_before_it(file):
+    """The first pays for what all share, one waits for it, one finds its own made; --hours counts what was spent."""
+    def outcome(cell: Cell) -> dict:
+        spent = (20.0, 9.0, 0.5, 4.0)[cell.point or 0]
+        said = record(cell) | {"seconds": spent, "cpu_hours": spent, "gpu_hours": 0.0}
+        return said | ({"own_seconds": 4.0} if cell.point != 3 else {})         # the last is of before it was recorded
+
+    goals = (Minimise("valid/error"), Minimise("cost/seconds"), Minimise("cost/cpu_hours"))
+    one = file.search(select=goals, trials=4, sampler=QuasiRandom())
+    cells = go(one, outcome)
+    assert [trial.values[1:] for trial in complete(one)] == [[4.0, 4.0]] * 4
+    costs = one.costs("cpu_hours")
+    assert [costs[cell.key] for cell in cells] == [("done", spent) for spent in (20.0, 9.0, 0.5, 4.0)]
+    known = file.search(select=goals, trials=8)._known(cells[0])    # of the storage, whose ledgers may differ
+    assert known is not None and known["own_seconds"] == 4.0 and known["seconds"] == 20.0
 
 
 def test_a_result_without_the_metric_is_no_result(file):
@@ -502,9 +519,16 @@ def test_every_study_can_search_its_nuisances(path):
 def test_every_system_can_be_tuned(system):
     """Goals and pruners follow from the recipe: what its data can be judged by, what its space leaves comparable."""
     found = tune.study_of(system, tune.Which.nuisance, ("quality", "diversity", "cost"), tune.How.nsga2, 5,
-                          tune.Stop.halving, (), 3)
+                          None, (), 3)
     tasks = {scale: found.searched(scale, system, found.trial(scale, system)) for scale in found.scales}
     assert tasks["laptop"].select == (Minimise("valid/illegal"), Maximise("valid/diversity"), Minimise("cost/seconds"))
+    assert tasks["laptop"].prune is tasks["paper"].prune is None    # one curve knows nothing of the other goals
+    asked = tune.study_of(system, tune.Which.nuisance, ("quality", "cost"), tune.How.nsga2, 5, None,
+                          (Minimise("valid/loss"), Minimise("train/loss")), 3)
+    by = asked.searched("laptop", system, asked.trial("laptop", system)).prune
+    assert isinstance(by, Halving) and by.metrics == (Minimise("valid/loss"), Minimise("train/loss"))
+    found = tune.study_of(system, tune.Which.nuisance, ("quality",), tune.How.tpe, 5, None, (), 3)
+    tasks = {scale: found.searched(scale, system, found.trial(scale, system)) for scale in found.scales}
     assert tasks["paper"].select[0] in (Maximise("valid/mauve"), Minimise("valid/judge_nll"))
     metric = Maximise("valid/context_gain") if system == "tencdm" else Minimise("valid/loss")
     assert tasks["laptop"].prune is not None and tasks["laptop"].prune.metrics == (metric,)
@@ -531,6 +555,7 @@ def test_losses_stop_nobody_where_the_space_moves_the_task():
     (["tencdm", "--goals", "min:test/illegal"], "what is reported may not choose"),
     (["tencdm", "--prune-on", "quality"], "neither min:METRIC nor max:METRIC"),
     (["tencdm", "--prune", "median", "--prune-on", "min:valid/loss,min:train/loss"], "the median is of one metric"),
+    (["tencdm", "--prune", "none", "--prune-on", "min:valid/loss"], "--prune none stops nobody"),
     (["tencdm", "--tune", "5"], "is a search already; --trials sets its points"),
     (["gpt"], "'gpt' is not one of"),
     (["tencdm", "--goals", "min:valid/ilegal"], "valid/ilegal: is sought, and no score on validation texts (did you "
@@ -588,6 +613,28 @@ def suggested(searcher: Any, number: int) -> Cell:
     found = searcher.suggest(f"trial {number}")
     assert isinstance(found, dict)
     return found["made"]
+
+
+def test_a_record_says_what_its_own_stages_took(tmp_path, monkeypatch):
+    """Not the table, which all points share, though this cell happens to make it; the same where all is found made."""
+    from studies.engine.inline import Place, attempt
+
+    make = Table.make
+
+    def slow(self: Table, out: Path, context: Any) -> None:
+        time.sleep(0.5)
+        make(self, out, context)
+
+    monkeypatch.setattr(Table, "make", slow)
+    trial = override(Trial(), {"training.pause": 0.01, "training.steps": 10})
+    cell = Cell("plain", 0, trial, cell_key(trial, "valid"), split="valid", point=0)
+    first, second = (attempt(cell, Place(
+        study=study, scale="laptop", data="Words", folder=tmp_path / study, store=str(tmp_path / "stages"),
+        resources=Resources(), code=Code("unknown", "")), lambda context: context.get(cell.scored()))
+        for study in ("one", "two"))
+    assert first["status"] == second["status"] == "done" and first["reused"] == {} != second["reused"]
+    assert 0.1 <= first["own_seconds"] <= first["seconds"] - 0.5
+    assert second["own_seconds"] == first["own_seconds"]
 
 
 def test_a_driver_that_is_told_to_end_begins_nothing_and_gives_back(file):

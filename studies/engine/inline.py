@@ -145,6 +145,7 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
     try:
         context = place.context(outbox.record, lambda: GIVEN() or notice() or room() or stop())
         record["metrics"] = json.loads((produce(context) / "metrics.json").read_text(encoding="utf-8"))
+        record["own_seconds"] = sum(map(store.seconds, own.values()))   # whoever made them, whenever: see search.py
         samples = context.get(cell.samples()) / "samples.jsonl"
         record["samples"] = first_texts(samples)
         record["real"] = first_texts(context.get(cell.trial.data) / "test.jsonl")
