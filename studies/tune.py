@@ -64,6 +64,7 @@ class Stop(StrEnum):
 
 SAMPLERS: dict[How, Sampler] = {How.tpe: Tpe(), How.quasi_random: QuasiRandom(), How.gp: GaussianProcess(),
                                 How.nsga2: Nsga2()}
+TRIALS, GOALS, SEED = 30, "quality", 1_000      # what an option is that nobody types
 # What is taken for quality: the first that the data and the recipe's evaluation have.
 QUALITY = (Minimise("valid/illegal"), Maximise("valid/mauve"), Maximise("valid/bleu"), Minimise("valid/fd"),
            Minimise("valid/judge_nll"), Minimise("valid/perplexity"))
@@ -154,6 +155,9 @@ def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, tri
              stop_on: Sought, seed: int) -> Study:
     """The search as a study: the recipe, and the points that were found.   stop: None for what is usual: one curve says
     who falls behind in one goal, but of several it would stop the cheap or the diverse that belong on the front."""
+    typed = {"--space": (which, Which.space), "--trials": (trials, TRIALS), "--sampler": (how, How.tpe),
+             "--goals": (",".join(goals), GOALS), "--prune": (stop, None), "--prune-on": (spelled(stop_on), ""),
+             "--search-seed": (seed, SEED)}
     if stop is None:
         stop = Stop.halving if stop_on or len(goals) == 1 else Stop.none
     recipes: Any = importlib.import_module(f"trainables.{system}")
@@ -168,7 +172,14 @@ def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, tri
         question=f"Which settings suit {system}?",
         scales={"laptop": Scale(getattr(recipes, f"{system}_laptop")),
                 "paper": Scale(getattr(recipes, system), Resources(gpus=1))},
-        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune, program=f"studies/tune.py {system}")
+        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune,
+        program=" ".join([f"studies/tune.py {system}", *(f"{flag} {value}" for flag, (value, usual) in typed.items()
+                                                         if value != usual)]))
+
+
+def spelled(metrics: Sought) -> str:
+    """As --prune-on has them."""
+    return ",".join(f"{'min' if isinstance(metric, Minimise) else 'max'}:{metric.metric}" for metric in metrics)
 
 
 def run(
@@ -176,15 +187,15 @@ def run(
     system: Annotated[System, typer.Argument(help="Whose recipe is tuned.")],
     space: Annotated[Which, typer.Option(
         help="Everything, the optimizer's only, or the mission's joint one.")] = Which.space,
-    trials: Annotated[int, typer.Option(min=1, help="Points, those of earlier commands included.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="Points, those of earlier commands included.")] = TRIALS,
     sampler: Annotated[How, typer.Option(help="How points are chosen.")] = How.tpe,
     goals: Annotated[str, typer.Option(
-        help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = "quality",
+        help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = GOALS,
     prune: Annotated[Stop | None, typer.Option(
         help="Who is stopped early; without it, halving for one goal and with --prune-on, else none.")] = None,
     prune_on: Annotated[str | None, typer.Option(
         help="By what: min:valid/METRIC or max:valid/METRIC, as training records it; several with commas.")] = None,
-    search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = 1_000,
+    search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = SEED,
     storage: Annotated[str | None, typer.Option(
         help="Where it is remembered: a .db or .journal file, postgresql://...; without it, in OUT.")] = None,
 ) -> None:

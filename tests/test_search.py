@@ -536,6 +536,22 @@ def test_every_system_can_be_tuned(system):
     assert found.name == f"tune_{system}_nuisance" and tasks["laptop"].base.seed == 3
 
 
+@pytest.mark.parametrize("typed", [
+    "", "--trials 30 --sampler tpe --prune-on max:valid/context_gain",
+    "--space joint --goals quality,diversity,cost --sampler nsga2 --trials 60",
+    "--space nuisance --prune median --search-seed 7", "--prune none --goals min:valid/illegal"])
+def test_the_command_on_the_page_is_this_search(typed, monkeypatch):
+    studies: list[Study] = []
+    monkeypatch.setattr(tune, "main", lambda study, arguments: studies.append(study))
+    for words in (["tencdm", *typed.split(), "--scale", "laptop"], None):
+        with pytest.raises(SystemExit):
+            tune.command(words or studies[0].program.split()[1:])
+    asked, again = studies
+    assert asked.name == again.name and asked.tune == again.tune and asked.program == again.program
+    assert asked.program.split()[:2] == ["studies/tune.py", "tencdm"]
+    assert set(asked.program.split()[2:]) <= set(typed.split())     # what is not typed is not said
+
+
 def test_losses_stop_nobody_where_the_space_moves_the_task():
     found = tune.study_of(tune.System.scorelm, tune.Which.space, ("quality",), tune.How.tpe, 5, tune.Stop.median,
                           (), 3)
@@ -630,11 +646,14 @@ def test_a_record_says_what_its_own_stages_took(tmp_path, monkeypatch):
     cell = Cell("plain", 0, trial, cell_key(trial, "valid"), split="valid", point=0)
     first, second = (attempt(cell, Place(
         study=study, scale="laptop", data="Words", folder=tmp_path / study, store=str(tmp_path / "stages"),
-        resources=Resources(), code=Code("unknown", "")), lambda context: context.get(cell.scored()))
-        for study in ("one", "two"))
+        resources=Resources(), code=Code("unknown", ""), program="studies/tune.py toy" if study == "one" else ""),
+        lambda context: context.get(cell.scored())) for study in ("one", "two"))
     assert first["status"] == second["status"] == "done" and first["reused"] == {} != second["reused"]
     assert 0.1 <= first["own_seconds"] <= first["seconds"] - 0.5
     assert second["own_seconds"] == first["own_seconds"]
+    stories = [Ledger(tmp_path / study).outbox(cell.key).read_text().splitlines()[0] for study in ("one", "two")]
+    assert [json.loads(line)["tags"]["mlflow.source.name"] for line in stories] == ["studies/tune.py toy",
+                                                                                   "studies/two.py"]
 
 
 def test_a_driver_that_is_told_to_end_begins_nothing_and_gives_back(file):

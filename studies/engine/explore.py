@@ -178,7 +178,8 @@ def run(plan: Plan, searches: Mapping[str, Search], most: Bound, options: Option
         from studies.engine.run import make_shared
 
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
-                      store=open_store(options).url, resources=plan.resources, code=code())
+                      store=open_store(options).url, resources=plan.resources, code=code(),
+                      program=plan.study.program)
         start_local(plan.resources)
         signal.signal(signal.SIGTERM, as_interrupt)         # ray.init takes it for itself
         there = shape(cluster.address)

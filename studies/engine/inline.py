@@ -46,6 +46,7 @@ class Place:
     resources: Resources
     code: Code
     by_code: CodeOf | None = None       # results of other code are other results
+    program: str = ""                   # what is typed after `python`; "": studies/<study>.py
     driver: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
 
     @property
@@ -281,7 +282,8 @@ def _tags(cell: Cell, place: Place) -> dict[str, str]:
             "study": place.study,
             "fingerprint": fingerprint(cell.trial), "commit": place.code.commit, "dirty": str(bool(place.code.diff)),
             "diff": place.code.digest,      # the parent run has it, code/<digest>.patch
-            "mlflow.source.git.commit": place.code.commit, "mlflow.source.name": f"studies/{place.study}.py",
+            "mlflow.source.git.commit": place.code.commit,
+            "mlflow.source.name": place.program or f"studies/{place.study}.py",
             } | {name: ",".join(keys) for name, keys in stages.items()}
 
 

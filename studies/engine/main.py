@@ -290,7 +290,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         console = Console(file=user, highlight=False)
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
                       store=open_store(options).url, resources=plan.resources, code=source,
-                      by_code=open_store(options).code)
+                      by_code=open_store(options).code, program=plan.study.program)
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)
