@@ -494,6 +494,42 @@ def test_a_page_about_a_search(file):
     assert search_page.sections(file.folder / "nowhere") == []
 
 
+def test_an_old_search_is_no_part_of_a_study_that_is_not_tuned(file):
+    """--tune once, and later the study as it is: its arms are untuned, and so is its page."""
+    one = file.search()
+    go(one)
+    (file.folder / "toy").mkdir()
+    search_report.write(search_report.told({"plain": one}), file.folder / "toy")
+    shown = {}
+    for tuned in (True, False):
+        assert command(study(tune=TUNE if tuned else None), file.folder, "--report")[0] == 0
+        shown[tuned] = (file.folder / "toy" / "report.html").read_text()
+    assert "Parallel coordinates" in shown[True] and "Parallel coordinates" not in shown[False]
+    assert (file.folder / "toy" / "search.json").exists()           # nothing is lost: the same --tune shows it again
+
+
+def test_search_json_is_read_by_every_program(file):
+    """No NaN, no Infinity, which are no JSON: numbers that are none are null, and the page leaves them out."""
+    def outcome(cell: Cell) -> dict:
+        one.report(cell.key, 1, {"valid/loss": math.inf})
+        one.report(cell.key, 2, {"valid/loss": math.nan if cell.point else 2.0})
+        return record(cell, metrics={"valid/error": error(cell.trial), "valid/ratio": -math.inf})
+
+    one = file.search(prune=Halving(Minimise("valid/loss"), first=5))
+    go(one, outcome)
+    search_report.write(search_report.told({"plain": one}), file.folder)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    said = json.loads((file.folder / "search.json").read_text(), parse_constant=refuse)
+    assert said["plain"]["trials"][0]["curve"] == {"1": [None], "2": [2.0]}
+    assert said["plain"]["trials"][1]["metrics"]["valid/ratio"] is None
+    parts = {part.title: part.html for part in search_page.sections(file.folder)}
+    assert "polyline" in parts["Curves of the search"] or "path" in parts["Curves of the search"]
+    assert search_report.points(search_report.read(file.folder), {"plain": one.name})["plain"]
+
+
 # ---------------------------------------------------------------- studies/tune.py, and --tune of any study
 
 

@@ -148,7 +148,8 @@ def conduct_here(study: Study, options: Options, console: Console, began: float,
         settled = explore.tuned(study, options, ledger, cluster, console)
         if settled is None:
             return 0
-        study, options = settled[0], replace(options, arms=None, searched=settled[1])       # arms: those asked for
+        study = settled[0]
+        options = replace(options, arms=None, searched=settled[1], tuned=True)      # arms: those asked for
         tracking.answered = True                                        # the search has insisted
     plan = prepare(study, options, ledger, cluster)
     if options.dry_run:
