@@ -34,7 +34,9 @@ ui: .venv/installed
 
 search: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[search]'
-	$(BIN)/optuna-dashboard --host 127.0.0.1 --port 8080 $${OPTUNA_STORAGE:-sqlite:///results/optuna.db}
+	storage=$${OPTUNA_STORAGE:-$$(ls results/optuna.journal 2> /dev/null || echo results/optuna.db)}; \
+	case "$$storage" in *://* | *.journal) ;; *) storage="sqlite:///$$storage" ;; esac; \
+	$(BIN)/optuna-dashboard --host 127.0.0.1 --port 8080 "$$storage"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Palimpsest needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

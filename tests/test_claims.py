@@ -5,6 +5,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from test_page import Outline
 from studies import claims as shipped
 from studies.engine.answers import Answer, answers, corrected, noninferiority_p, verdict
 from studies.engine.answers_report import as_dict, markdown, page, sentence
-from studies.engine.ask import Inquiry, affords, costs, left, main, plan_of
+from studies.engine.ask import Inquiry, affords, again, costs, left, main, plan_of
 from studies.engine.claims import Asked, Claim, by_study, check_claim, chosen, read_claims
 from studies.engine.cluster import Cluster
 from studies.engine.findings import Findings
@@ -273,7 +274,9 @@ def test_every_format_says_the_same(found):
     assert [entry["verdict"] for entry in said["claims"]] == [answer.verdict for answer in found]
     assert said["claims"][0]["cells"][0] == dict(zip(("seed", "arm", "base"), found[0].pairs[0], strict=True))
     assert said["claims"][0]["difference"]["mean"] == found[0].difference.mean and said["claims"][1]["at"] == 5
-    text, html = markdown(found, ["2 CPU hours in toy"]), page(found, ["2 CPU hours in toy"], "abc")
+    text = markdown(found, ["2 CPU hours in toy"])
+    html = page(found, ["2 CPU hours in toy"], "abc", "python studies/claims.py --seeds 4")
+    assert "python studies/claims.py --seeds 4" in html
     for answer in found:
         key = answer.pairs[0][1]
         assert f"`{key}`" in text and f"<code>{key}</code>" in html and answer.claim.name in html
@@ -285,7 +288,7 @@ def test_every_format_says_the_same(found):
 
 def test_the_page_escapes_what_a_file_may_say(tmp_path):
     group = Asked(STUDY, "laptop", (claim(says="<b>It</b> & helps", paper="<script>", quoted="<i>"),))
-    html = page(answers([(group, tell(tmp_path, group))], Store(tmp_path / "stages")), ["<u>"], "abc")
+    html = page(answers([(group, tell(tmp_path, group))], Store(tmp_path / "stages")), ["<u>"], "abc", "python")
     assert not any(mark in html for mark in ("<b>It", "<script>", "<i>\"", "<u>"))
     assert "&lt;b&gt;It&lt;/b&gt; &amp; helps" in html
 
@@ -359,8 +362,18 @@ def test_it_runs_what_is_missing_of_what_is_asked_and_no_more(ray_here, tmp_path
     assert ask(file, out, "--seeds", "3", "--only", "early") == 0
     printed = capsys.readouterr().out
     assert "done   trial" not in printed and "0 of 1 claims" not in printed and "It helps: " in printed
+    assert escape(f"python studies/claims.py --only early --seeds 3 --claims {file}") in (
+        out / "claims" / "claims.html").read_text()
     assert ask(file, out, "--report", "--seeds", "3") == 0 and os.listdir(out / "toy" / "cells") == before
     assert len(json.loads((out / "claims" / "claims.json").read_text())["claims"]) == 2
+
+
+def test_the_command_on_the_page_asks_the_same(tmp_path):
+    assert again(shipped.HERE / "claims.yaml", inquiry(tmp_path)) == "python studies/claims.py"
+    asked = inquiry(tmp_path, only="one,two", seeds=8, hours=2.5, assignments=("training.steps=5", "a=(1, 2)"))
+    assert again(tmp_path / "mine.yaml", asked) == (
+        f"python studies/claims.py --only one,two --seeds 8 --hours 2.5 --claims {tmp_path}/mine.yaml "
+        "--set training.steps=5 --set 'a=(1, 2)'")
 
 
 def test_claims_of_one_study_at_one_scale_are_one_run():

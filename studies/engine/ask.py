@@ -8,6 +8,7 @@ that claims have run are found by the study.  Exit codes as of a study: 0 all is
 """
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from studies.engine.live import span
 from studies.engine.main import conduct, ray_up
 from studies.engine.options import Options, check, open_store, prepare
 from studies.engine.plan import Plan
-from studies.engine.provenance import code
+from studies.engine.provenance import ROOT, code
 from studies.engine.report import as_json
 from studies.engine.rounds import affordable
 from studies.engine.study import Study
@@ -101,7 +102,7 @@ def ask(path: Path, studies: Iterable[str], load: Callable[[str], Study], inquir
             console.print(Text("\n".join(costs(groups, plans))), soft_wrap=True)
             return 0
         worst = 0 if cluster is None else run(groups, inquiry, cluster, console)
-        return worst if worst > 1 else max(worst, tell(groups, inquiry, console, began))
+        return worst if worst > 1 else max(worst, tell(groups, inquiry, console, began, again(path, inquiry)))
 
     return ending(work, console)
 
@@ -154,8 +155,17 @@ def affords(group: Asked, hours: float, inquiry: Inquiry, cluster: Cluster) -> b
     return bool(affordable(Findings(plan, ledger), plan.missing, cluster.trials(plan.resources)))
 
 
-def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: float) -> int:
-    """Print the answers, and write claims.md, claims.json and claims.html."""
+def again(path: Path, inquiry: Inquiry) -> str:
+    """The command that asks the same, as it is typed; not where results go."""
+    said = {"--only": inquiry.only, "--seeds": inquiry.seeds, "--hours": inquiry.hours and f"{inquiry.hours:g}",
+            "--claims": None if path.resolve() == ROOT / "studies" / "claims.yaml" else path}
+    words = [word for flag, value in said.items() if value is not None for word in (flag, str(value))]
+    words += [word for text in inquiry.assignments for word in ("--set", text)]
+    return shlex.join(["python", "studies/claims.py", *words])
+
+
+def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: float, command: str) -> int:
+    """Print the answers, and write claims.md, claims.json and claims.html.   command: what would ask the same again"""
     read = replace(inquiry, report=True)
     asked = [(group, Findings(plan_of(group, read, None), Ledger(inquiry.out / group.study.name))) for group in groups]
     found = answers(asked, open_store(inquiry.options(groups[0])))
@@ -167,7 +177,7 @@ def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: flo
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {"claims.md": answers_report.markdown(found, cost),
                        "claims.json": as_json(answers_report.as_dict(found, commit)),
-                       "claims.html": answers_report.page(found, cost, commit)}.items():
+                       "claims.html": answers_report.page(found, cost, commit, command)}.items():
         (folder / name).write_text(text, encoding="utf-8")
     console.print()
     console.print(answers_report.rich_table(found))

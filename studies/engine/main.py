@@ -148,7 +148,8 @@ def conduct_here(study: Study, options: Options, console: Console, began: float,
         settled = explore.tuned(study, options, ledger, cluster, console)
         if settled is None:
             return 0
-        study, options = settled[0], replace(options, arms=None, searched=settled[1])       # arms: those asked for
+        study = settled[0]
+        options = replace(options, arms=None, searched=settled[1], tuned=True)      # arms: those asked for
         tracking.answered = True                                        # the search has insisted
     plan = prepare(study, options, ledger, cluster)
     if options.dry_run:
@@ -290,7 +291,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
         console = Console(file=user, highlight=False)
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
                       store=open_store(options).url, resources=plan.resources, code=source,
-                      by_code=open_store(options).code)
+                      by_code=open_store(options).code, program=plan.study.program)
         ours = not ray.is_initialized()
         try:
             start_local(plan.resources)

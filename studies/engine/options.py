@@ -60,6 +60,7 @@ class Options:
         words += [word for text in self.margins for word in ("--margin", text)]
         return (*words, *(flag for flag, on in (("--decide", self.decide), ("--by-code", self.by_code)) if on))
     searched: float = 0.0               # hours that a search before the comparison has cost
+    tuned: bool = False                 # whether there was one: else a page has none, whatever an old one left behind
 
 
 def check(study: Study, options: Options) -> None:

@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,10 +92,20 @@ def points(said: Said, names: Mapping[str, str]) -> dict[str, list[Point]]:
 
 def write(said: Said, folder: Path) -> None:
     """search.md for people, search.json for programs and the report."""
-    for name, text in (("search.md", "\n".join(outcome(said))), ("search.json", json.dumps(said, indent=1))):
+    told = json.dumps(strict(said), indent=1, allow_nan=False)
+    for name, text in (("search.md", "\n".join(outcome(said))), ("search.json", told)):
         beside = folder / f".{name}.tmp"
         beside.write_text(text + "\n", encoding="utf-8")
         os.replace(beside, folder / name)
+
+
+def strict(said: Any) -> Any:
+    """The same for JSON, which knows no NaN and no infinity: what a curve or a score may be is null."""
+    if isinstance(said, Mapping):
+        return {name: strict(value) for name, value in said.items()}
+    if isinstance(said, (list, tuple)):
+        return [strict(value) for value in said]
+    return None if isinstance(said, float) and not math.isfinite(said) else said
 
 
 def read(folder: Path) -> Said:

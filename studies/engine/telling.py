@@ -34,7 +34,8 @@ def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, s
     said = replace(plan, answer=findings.answer_cost()).lines()
     (ledger.folder / "plan.md").write_text("\n".join(said) + "\n", encoding="utf-8")
     (ledger.folder / "outcome.json").write_text(result, encoding="utf-8")
-    sections = [*page.sections(findings, runs, run_link(options.out)), *search_page.sections(ledger.folder)]
+    sections = [*page.sections(findings, runs, run_link(options.out)),
+                *(search_page.sections(ledger.folder) if options.tuned else ())]
     for name, text in {"table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
                        "table.csv": formats.table_csv(findings), "report.html": page.page(findings, sections)}.items():
         (ledger.folder / name).write_text(text, encoding="utf-8")
