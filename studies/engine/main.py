@@ -163,8 +163,10 @@ def conduct_here(study: Study, options: Options, console: Console, began: float,
             else:
                 carry_out(plan, options, ledger, cluster, console, tracking)
                 rounds.remember(ledger, plan, {})
-            register(plan, options, ledger, console)
-        remember(plan, options, ledger, cluster, console)
+            if not options.asked:
+                register(plan, options, ledger, console)
+        if not options.asked:
+            remember(plan, options, ledger, cluster, console)
     return tell(plan, options, ledger, console, began)
 
 
@@ -216,7 +218,8 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         shipper.drain()
         write_report(plan, options, ledger, tracking.runs)
         story.end(status, 0.0, texts={name: (ledger.folder / name).read_text(encoding="utf-8")
-                                      for name in ("table.md", "outcome.json", "report.html")})
+                                      for name in ("table.md", "outcome.json", "report.html")
+                                      if not options.asked})
         story.close()
         whole = shipper.close()
         if whole:
@@ -277,7 +280,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
     started."""
     def judging() -> Plan:
         """Nothing but the validation scores that the choice of the best model still lacks."""
-        lacking = candidates(report.Findings(plan, ledger), open_store(options)) if last else ()
+        lacking = candidates(report.Findings(plan, ledger), open_store(options)) if last and not options.asked else ()
         return replace(plan.only([]), shared=lacking)
 
     if not plan.missing and not judging().shared:
