@@ -240,6 +240,11 @@ def test_a_factorial_study_reports_its_effects(tmp_path):
     result = outcome(found, {}, "c")
     assert len(result["effects"]["test/error"]) == 3 and len(result["anova"]["test/error"]) == 3
     assert "| main effect | square |" in markdown(found) and rich_effects(found) is not None
+    looked = Findings(plan(tmp_path, made, rule=Rule(12)), Ledger(tmp_path / "toy"))
+    by_look = {effect.name: effect.comparison for effect in looked.effects(REPORT[0])}
+    assert by_look["square"].verdict == "worse" and by_look["square"].same is None     # by anytime-valid intervals
+    assert by_look["square"].difference.half > by_name["square"].difference.half       # type: ignore[operator]
+    assert looked.anova(REPORT[0]) == [] and "| anytime p |" in markdown(looked) and "Holm" not in markdown(looked)
     part = Findings(plan(tmp_path, made, arms=["plain + linear", "fancy + linear"]), Ledger(tmp_path / "toy"))
     assert part.effects(REPORT[0]) == [] and rich_effects(part) is None               # half a design has no effects
 
