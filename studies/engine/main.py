@@ -71,7 +71,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         least: Annotated[int | None, typer.Option(
             help="Workers that a trial makes do with while the cluster has no more; without it, all.")] = None,
         gpus: Annotated[float | None, typer.Option(
-            help="GPUs per worker; a fraction, such as .5, where a trial has one worker.")] = None,
+            help="GPUs per worker: 1, or a fraction, such as .5, where a trial has one worker.")] = None,
         margin: Annotated[list[str] | None, typer.Option(
             help="metric=value: differences within it do not matter; again for more metrics.")] = None,
         out: Annotated[Path, typer.Option(
