@@ -23,6 +23,7 @@ from studies.engine.cluster import Cluster
 from studies.engine.findings import Findings
 from studies.engine.halt import Halt
 from studies.engine.ledger import Ledger, Outbox
+from studies.engine.options import open_store
 from studies.engine.report import as_json
 from studies.engine.study import Arm, BadInput, Minimise, Scale, Study, Watch
 from trainables.config import ConfigError
@@ -66,6 +67,8 @@ def test_the_shipped_claims_ask_every_study_and_name_their_paper():
         assert claim.paper and claim.says[0].isupper() and not claim.says.endswith("."), claim.name
     for text in ("contextual", "tangent", "self-conditioning", "annealing", "spindle", "packing", "lion", "fast-"):
         assert any(claim.name.startswith(text) for claim in claims), text
+    schedules = {claim.base for claim in claims if claim.name.startswith("tangent-beats-")}
+    assert schedules == {"VP", "cosine", "sqrt"}
     controls = [claim for claim in claims if claim.base.endswith(" more")]
     assert controls and all(claim.base == claim.arm.replace("first", "more") and claim.at for claim in controls)
 
@@ -351,8 +354,15 @@ def test_it_runs_what_is_missing_of_what_is_asked_and_no_more(ray_here, tmp_path
     out, file = tmp_path / "out", write(tmp_path / "claims.yaml", {}, early)
     assert ask(file, out, "--dry-run") == 0
     assert "16" not in capsys.readouterr().out and not list(out.rglob("cells"))
+    (out / "toy").mkdir()
+    own = {"report.html": "of all arms", "decide.json": json.dumps(
+        {"scale": "laptop", "most": 20, "seeds": {"plain": 8, "fancy": 5, "odd": 8}})}
+    for name, text in own.items():
+        (out / "toy" / name).write_text(text)
     assert ask(file, out, "--seeds", "3") == 0
     printed = capsys.readouterr().out
+    assert {name: (out / "toy" / name).read_text() for name in own} == own          # the study's, as it left them
+    assert not {"outcome.json", "table.md", "plan.md", "best"} & set(os.listdir(out / "toy"))
     assert "It helps: " in printed and printed.count("done   trial") == 6 and "odd seed" not in printed
     said = json.loads((out / "claims" / "claims.json").read_text())["claims"]
     keys = {cell[role] for entry in said for cell in entry["cells"] for role in ("arm", "base")}
@@ -374,6 +384,23 @@ def test_the_command_on_the_page_asks_the_same(tmp_path):
     assert again(tmp_path / "mine.yaml", asked) == (
         f"python studies/claims.py --only one,two --seeds 8 --hours 2.5 --claims {tmp_path}/mine.yaml "
         "--set training.steps=5 --set 'a=(1, 2)'")
+
+
+def test_a_cluster_says_where_results_are(group, tmp_path, monkeypatch, capsys):
+    """As of every study: what PALIMPSEST_OUT holds is found, and stages go where PALIMPSEST_STORE says."""
+    tell(tmp_path, group)
+    asked: list[Inquiry] = []
+    monkeypatch.setattr("studies.engine.ask.ask", lambda path, studies, load, inquiry: asked.append(inquiry) or 0)
+    monkeypatch.setenv("PALIMPSEST_OUT", str(tmp_path))
+    monkeypatch.setenv("PALIMPSEST_STORE", str(tmp_path / "elsewhere"))
+    file = write(tmp_path / "claims.yaml")
+    for words in ([], ["--out", str(tmp_path / "b"), "--store", "s3://bucket/stages"]):
+        with pytest.raises(SystemExit):
+            main(file, ["toy"], load, words)
+    here, there = asked
+    assert here.out == tmp_path and not plan_of(group, here, None).missing
+    assert open_store(here.options(group)).folder == tmp_path / "elsewhere"
+    assert there.out == tmp_path / "b" and there.options(group).store == "s3://bucket/stages"
 
 
 def test_claims_of_one_study_at_one_scale_are_one_run():

@@ -17,7 +17,8 @@ from studies.engine.tracking import shown
 
 STUDY = Study(name="toy", question="Which?", report=(Minimise("test/error"),),
               arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})},
-              scales={"laptop": Scale(recipe), "paper": Scale(partial(recipe, samples_drawn=9), Resources(gpus=64))})
+              scales={"laptop": Scale(recipe),
+                      "paper": Scale(partial(recipe, samples_drawn=9), Resources(gpus=1, workers=64))})
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +50,15 @@ def refused(capsys, out, *arguments: str) -> str:
     (["--arms", "plain,fancyy"], "no arm 'fancyy' (did you mean 'fancy'?)"),
     (["--arms", ","], "name at least one"),
     (["--scale", "lapptop"], "did you mean 'laptop'?"),
-    (["--scale", "paper"], "64 GPUs"),
+    (["--scale", "paper"], "64 x (1 CPUs, 1 GPUs)"),
     (["--workers", "500"], "500 x (1 CPUs, 0 GPUs)"),
     (["--workers", "0"], "at least 1"),
     (["--least", "0"], "--least: at least 1, not 0"),
     (["--workers", "2", "--least", "3"], "--least: at most the 2 workers of a trial"),
     (["--gpus", "-1"], "--gpus: no negative number"),
-    (["--gpus", "1.5"], "--gpus: gpus must be a fraction of one or a whole number, not 1.5"),
+    (["--gpus", "1.5"], "--gpus: a worker computes on one GPU, or on a part of one, not on 1.5"),
     (["--gpus", "0.5", "--workers", "2"], "--gpus: a trial of 2 workers wants a whole GPU for each, not 0.5"),
+    (["--gpus", "2"], "not on 2: --workers 2 takes 2 GPUs"),
     (["--gpus", "0.5"], "0.5 GPUs"),
     (["--margin", "test/eror=0.1"], "toy does not report 'test/eror' (did you mean 'test/error'?)"),
     (["--margin", "test/error=none"], "--margin: test/error=VALUE, a positive number"),
@@ -117,7 +119,7 @@ def test_what_a_trial_holds_is_the_scale_s_but_for_what_is_typed():
     for options, expected in (
             (typed(workers=None), Resources(workers=4, least=2)), (typed(workers=8), Resources(workers=8, least=2)),
             (typed(workers=1), Resources(workers=1, least=1)),
-            (typed(workers=6, least=3, gpus=2.0), Resources(workers=6, least=3, gpus=2.0)),
+            (typed(workers=6, least=3, gpus=1.0), Resources(workers=6, least=3, gpus=1.0)),
             (typed(workers=1, gpus=0.25), Resources(workers=1, least=1, gpus=0.25))):
         assert resources_of(study, "laptop", options) == expected
 

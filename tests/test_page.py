@@ -110,8 +110,12 @@ def test_factors_and_decisions_have_their_sections(tmp_path):
     found = Findings(plan(tmp_path, made, rule=Rule(4)), Ledger(tmp_path / "toy"))
     text = page(found, sections(found))
     Outline().feed(text)
-    assert "Effects of the factors" in text and "fancy x square" in text and "Analysis of variance" in text
+    assert "Effects of the factors" in text and "fancy x square" in text and "anytime p" in text
     assert "Decision" in text and "hold however often one looks" in text
+    assert "Holm" not in text and "Analysis of variance" not in text        # which hold where n was fixed beforehand
+    found = Findings(plan(tmp_path, made), Ledger(tmp_path / "toy"))
+    text = page(found, sections(found))
+    assert "Holm p" in text and "Analysis of variance" in text
 
 
 # ---------------------------------------------------------------- figures

@@ -19,7 +19,7 @@ from studies.engine.ledger import Ledger, Outbox
 from studies.engine.options import with_margins
 from studies.engine.plan import Plan, make_plan
 from studies.engine.report import as_json, caption, markdown, outcome, rich_effects, rich_table, sentences
-from studies.engine.rounds import affordable, first_seeds, next_seeds, pursue, remembered, saved
+from studies.engine.rounds import affordable, first_seeds, next_seeds, pursue, remember, remembered, saved
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study, Watch
 from trainables.config import ConfigError
 from trainables.stages import Store
@@ -240,6 +240,11 @@ def test_a_factorial_study_reports_its_effects(tmp_path):
     result = outcome(found, {}, "c")
     assert len(result["effects"]["test/error"]) == 3 and len(result["anova"]["test/error"]) == 3
     assert "| main effect | square |" in markdown(found) and rich_effects(found) is not None
+    looked = Findings(plan(tmp_path, made, rule=Rule(12)), Ledger(tmp_path / "toy"))
+    by_look = {effect.name: effect.comparison for effect in looked.effects(REPORT[0])}
+    assert by_look["square"].verdict == "worse" and by_look["square"].same is None     # by anytime-valid intervals
+    assert by_look["square"].difference.half > by_name["square"].difference.half       # type: ignore[operator]
+    assert looked.anova(REPORT[0]) == [] and "| anytime p |" in markdown(looked) and "Holm" not in markdown(looked)
     part = Findings(plan(tmp_path, made, arms=["plain + linear", "fancy + linear"]), Ledger(tmp_path / "toy"))
     assert part.effects(REPORT[0]) == [] and rich_effects(part) is None               # half a design has no effects
 
@@ -288,6 +293,21 @@ def test_seeds_are_added_where_they_are_needed(tmp_path):
     rule, seeds = remembered(world.ledger, "laptop") or (None, {})
     assert rule == Rule(12) and seeds == {arm: found.done(arm) for arm in ARMS}
     assert remembered(world.ledger, "paper") is None
+
+
+def test_seeds_that_looking_added_stay_known_until_they_are_fixed(tmp_path):
+    """A run of some arms, or of the first seeds, or at another scale, does not make of a decision a fixed design."""
+    world = World(tmp_path, rule=Rule(12))
+    world.pursue()
+    seeds = remembered(world.ledger, "laptop")[1]           # type: ignore[index]
+    most = max(seeds.values())
+    for fixed in (plan(tmp_path, seeds=3), plan(tmp_path, seeds=most, arms=["plain", "fancy"])):
+        remember(world.ledger, fixed, {})
+        assert remembered(world.ledger, "laptop") == (Rule(12), seeds)
+    remember(world.ledger, plan(tmp_path, seeds=2, arms=["plain", "fancy"], rule=Rule(12)), {"plain": 2, "fancy": 2})
+    assert remembered(world.ledger, "laptop") == (Rule(12), seeds | {"plain": 2, "fancy": 2})
+    remember(world.ledger, plan(tmp_path, seeds=most), {})
+    assert remembered(world.ledger, "laptop") is None
 
 
 def test_a_margin_lets_arms_be_the_same(tmp_path):

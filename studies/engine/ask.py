@@ -3,8 +3,9 @@
     claims.yaml -> claims -> by study and scale -> conduct(study, the arms that are asked) ... -> ledgers -> answers
 
 Each study runs as its own command would, into the same --out, so cells that a study has run answer claims and cells
-that claims have run are found by the study.  Exit codes as of a study: 0 all is said, whatever it is, 1 a cell failed,
-2 bad input, 3 halted, 130 interrupted; the same command continues.
+that claims have run are found by the study.  Its page, its --decide and its best model stay as its own last command
+left them: only some of its arms are asked about here.  Exit codes as of a study: 0 all is said, whatever it is,
+1 a cell failed, 2 bad input, 3 halted, 130 interrupted; the same command continues.
 """
 
 import contextlib
@@ -47,13 +48,14 @@ class Inquiry:
     assignments: tuple[str, ...]
     dry_run: bool
     report: bool
+    store: str | None = None
 
     def options(self, group: Asked, **changes: object) -> Options:
         """The same, as a study's own command line would have it."""
         options = Options(
             scale=group.scale, data=None, test_data=None, seeds=self.seeds or group.study.seeds,
-            arms=",".join(group.arms), assignments=self.assignments, workers=None, out=self.out, store=None, json=None,
-            dry_run=self.dry_run, report=self.report)
+            arms=",".join(group.arms), assignments=self.assignments, workers=None, out=self.out, store=self.store,
+            json=None, dry_run=self.dry_run, report=self.report, asked=True)
         return replace(options, **changes)
 
 
@@ -70,14 +72,18 @@ def main(path: Path, studies: Iterable[str], load: Callable[[str], Study], argum
             help="GPU hours (CPU hours without GPUs) that all cells together may cost.")] = None,
         assignments: Annotated[list[str] | None, typer.Option(
             "--set", help="path=value, in every arm of every study; again for more.")] = None,
-        out: Annotated[Path, typer.Option(help="Where the studies' results go, and claims/.")] = Path("results"),
+        out: Annotated[Path, typer.Option(
+            envvar="PALIMPSEST_OUT", help="Where the studies' results go, and claims/; on a cluster, where every node "
+                                          "sees it.")] = Path("results"),
+        store: Annotated[str | None, typer.Option(
+            envvar="PALIMPSEST_STORE", help="Where stages go: a folder or a URL; without it, OUT/stages.")] = None,
         report: Annotated[bool, typer.Option(
             "--report", help="Say what the recorded cells say; run nothing.")] = False,
         claims: Annotated[Path, typer.Option(help="The file of claims.")] = path,
     ) -> None:
         raise typer.Exit(ask(claims, studies, load, Inquiry(
             only=only, seeds=seeds, hours=hours, out=out.absolute(), assignments=tuple(assignments or ()),
-            dry_run=dry_run, report=report)))
+            dry_run=dry_run, report=report, store=store)))
 
     app(args=arguments, prog_name="claims.py")
 

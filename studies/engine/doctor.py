@@ -50,7 +50,7 @@ def main(
     Path("results"),
     store: Annotated[str | None, typer.Option(help="Where stages will go; without it, OUT/stages.")] = None,
     workers: Annotated[int, typer.Option(help="Workers of a trial.")] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of each worker: 1, or a fraction.")] = 0.0,
     cpus: Annotated[int, typer.Option(help="CPUs of each worker.")] = 1,
 ) -> None:
     """Say what is wrong with this machine, or with the Ray cluster that studies would use."""

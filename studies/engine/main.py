@@ -71,7 +71,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         least: Annotated[int | None, typer.Option(
             help="Workers that a trial makes do with while the cluster has no more; without it, all.")] = None,
         gpus: Annotated[float | None, typer.Option(
-            help="GPUs per worker; a fraction, such as .5, where a trial has one worker.")] = None,
+            help="GPUs per worker: 1, or a fraction, such as .5, where a trial has one worker.")] = None,
         margin: Annotated[list[str] | None, typer.Option(
             help="metric=value: differences within it do not matter; again for more metrics.")] = None,
         out: Annotated[Path, typer.Option(
@@ -164,8 +164,10 @@ def conduct_here(study: Study, options: Options, console: Console, began: float,
             else:
                 carry_out(plan, options, ledger, cluster, console, tracking)
                 rounds.remember(ledger, plan, {})
-            register(plan, options, ledger, console)
-        remember(plan, options, ledger, cluster, console)
+            if not options.asked:
+                register(plan, options, ledger, console)
+        if not options.asked:
+            remember(plan, options, ledger, cluster, console)
     return tell(plan, options, ledger, console, began)
 
 
@@ -217,7 +219,8 @@ def carry_out(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, co
         shipper.drain()
         write_report(plan, options, ledger, tracking.runs)
         story.end(status, 0.0, texts={name: (ledger.folder / name).read_text(encoding="utf-8")
-                                      for name in ("table.md", "outcome.json", "report.html")})
+                                      for name in ("table.md", "outcome.json", "report.html")
+                                      if not options.asked})
         story.close()
         whole = shipper.close()
         if whole:
@@ -278,7 +281,7 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
     started."""
     def judging() -> Plan:
         """Nothing but the validation scores that the choice of the best model still lacks."""
-        lacking = candidates(report.Findings(plan, ledger), open_store(options)) if last else ()
+        lacking = candidates(report.Findings(plan, ledger), open_store(options)) if last and not options.asked else ()
         return replace(plan.only([]), shared=lacking)
 
     if not plan.missing and not judging().shared:

@@ -47,6 +47,7 @@ class Options:
     least: int | None = None
     gpus: float | None = None
     margins: tuple[str, ...] = ()       # metric=value
+    asked: bool = False                 # by claims, which have a page of their own: the study's is left as it is
     typed: tuple[str, ...] | None = None        # `words` of the whole command, where a part of it is done
 
     def words(self) -> tuple[str, ...]:

@@ -158,7 +158,9 @@ def differences(findings: Findings) -> Section:
                  if found.difference.mean is not None]
         title = metric.metric + ARROWS[type(metric).__name__]
         drawn[title] = figures.forest(spans, metric.margin, f"difference to {findings.plan.base}")
-    note = ("Paired differences to the base with their 95 % intervals; colours are verdicts after the correction over "
+    note = ("Paired differences to the base with intervals that hold at every look, for all arms together, with 95 %.  "
+            "Shaded: the margin." if findings.plan.rule else
+            "Paired differences to the base with their 95 % intervals; colours are verdicts after the correction over "
             "the arms, so an interval may leave zero out and the arm be open.  Shaded: the margin.")
     return Section("Differences", grid(drawn) if any(drawn.values()) else "", note)
 
@@ -188,7 +190,9 @@ def effects(findings: Findings) -> Section:
               ("n", f"{line.df[0]:g}, {line.df[1]:g}"), ("n", f"{line.p:.2g}")] for line in lines]) + "</details>"
     return Section("Effects of the factors", html, (
         "Main effect: the level against the factor's first level, averaged over the other factors.  Interaction: what "
-        "two levels do together beyond the sum of what each does alone.  Holm's correction over all of them."))
+        "two levels do together beyond the sum of what each does alone.  "
+        + ("The intervals hold at every look, for all of them together, with 95 %." if findings.plan.rule else
+           "Holm's correction over all of them.")))
 
 
 def decision(findings: Findings) -> Section:

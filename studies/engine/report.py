@@ -239,7 +239,8 @@ def effects_table(findings: Findings) -> tuple[list[str], list[list[str]]]:
               spell(effect.comparison.difference, sign=True),
               "–" if effect.comparison.adjusted is None else small(effect.comparison.adjusted).removeprefix("= "),
               effect.comparison.verdict] for effect in findings.effects(metric)]
-    return ["effect", "level", f"in {metric.metric}", "Holm p", "verdict"], lines
+    kind = "anytime p" if findings.plan.rule else "Holm p"
+    return ["effect", "level", f"in {metric.metric}", kind, "verdict"], lines
 
 
 def rich_effects(findings: Findings) -> Table | None:

@@ -27,8 +27,10 @@ from studies.engine.tracking import shown, tracking_uri
 
 
 def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, str]) -> report.Findings:
-    """plan.md, tables, report.html and outcome.json in the study's folder, and --json's file."""
+    """plan.md, tables, report.html and outcome.json in the study's folder, and --json's file; none where claims ask."""
     findings = report.Findings(plan, ledger)
+    if options.asked:
+        return findings
     result = report.as_json(report.outcome(findings, runs, code().commit))
     ledger.folder.mkdir(parents=True, exist_ok=True)
     said = replace(plan, answer=findings.answer_cost()).lines()
@@ -89,6 +91,8 @@ def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: 
             console.print(Text(f"\n{title}", style="bold"))
             for text in some:
                 console.print(Text(f"  {text}"), soft_wrap=True)
+    if options.asked:
+        return 1 if findings.failed() else 0
     console.print(Text(f"\nthe report          {ledger.folder / 'report.html'}\n"
                        f"table and samples   {ledger.folder / 'table.md'}\n"
                        f"for programs        {ledger.folder / 'outcome.json'}\n"
