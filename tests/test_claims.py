@@ -105,6 +105,9 @@ def test_a_file_that_is_none(text, words, tmp_path):
     (tmp_path / "claims.yaml").write_text(text)
     with pytest.raises((BadInput, ConfigError), match=words):
         read_claims(tmp_path / "claims.yaml", ["toy"], load)
+    (tmp_path / "claims.yaml").write_bytes("a: {says: sm\xf8rrebr\xf8d}".encode("latin-1"))
+    with pytest.raises(BadInput, match="claims.yaml: not UTF-8: byte 0xf8 at 12"):
+        read_claims(tmp_path / "claims.yaml", ["toy"], load)
     with pytest.raises(BadInput, match="No such file"):
         read_claims(tmp_path / "nothing.yaml", ["toy"], load)
 

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import answers_report
+from studies.engine import answers_report, writable
 from studies.engine.answers import answers
 from studies.engine.claims import Asked, by_study, check_claim, chosen, read_claims
 from studies.engine.cluster import Cluster, find_cluster, settle_environment
@@ -97,6 +97,8 @@ def ask(path: Path, studies: Iterable[str], load: Callable[[str], Study], inquir
         console.width = 200
 
     def work() -> int:
+        if (folder := inquiry.out / "claims").exists():
+            writable.folder("--out", folder)
         groups = by_study(chosen(read_claims(path, studies, load), inquiry.only), load)
         for group in groups:
             check(group.study, replace(inquiry.options(group), hours=inquiry.hours))

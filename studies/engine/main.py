@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import report, rounds, stale
+from studies.engine import report, rounds, stale, writable
 from studies.engine.cluster import (
     Cluster,
     dashboard,
@@ -176,6 +176,7 @@ def warn(plan: Plan, options: Options, cluster: Cluster | None, console: Console
     try:
         if cluster is not None:
             cluster.trials(plan.resources)
+        writable.store("--store", open_store(options).url, read_only=True)
         check_world(plan, open_store(options))
     except (BadInput, ConfigError) as error:
         console.print(Text(f"\nit cannot run here: {error}"), soft_wrap=True)

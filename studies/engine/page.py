@@ -16,6 +16,7 @@ from studies.engine import figures
 from studies.engine.compare import Comparison
 from studies.engine.figures import Line, Span, band, grid
 from studies.engine.findings import Findings
+from studies.engine.real_texts import REAL, real_row, remark
 from studies.engine.report import ARROWS, caption, effects_table, sentences, spell
 from studies.engine.study import Metric
 from studies.engine.style import CSS
@@ -136,8 +137,13 @@ def numbers(findings: Findings) -> Section:
         judged = badge(against.verdict) if against else ""
         if note := findings.note(arm):
             name += f'<small class="worse">{escape(note)}</small>'
+        if far := remark(findings, arm):
+            name += f"<small>{escape(far)}</small>"
         rows.append([("arm", name), ("", judged), *(_value(findings, arm, metric) for metric in findings.shown),
                      ("n", str(findings.done(arm))), ("n", f"{findings.hours(arm):.2g}")])
+    if real := real_row(findings):
+        rows.append([("arm real", REAL), ("real", ""), *(("n real", typeset(value)) for value in real), ("real", ""),
+                     ("real", "")])
     said = caption(findings)
     return Section("Numbers", table(columns, rows), said[0].upper() + said[1:] + ".")
 

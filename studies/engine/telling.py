@@ -17,7 +17,7 @@ from rich.text import Text
 
 from studies.engine import formats, page, report, search_page
 from studies.engine.cluster import Cluster, quiet
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, write_whole
 from studies.engine.live import span
 from studies.engine.options import Options, open_store
 from studies.engine.plan import Plan
@@ -32,15 +32,13 @@ def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, s
     if options.asked:
         return findings
     result = report.as_json(report.outcome(findings, runs, code().commit))
-    ledger.folder.mkdir(parents=True, exist_ok=True)
     said = replace(plan, answer=findings.answer_cost()).lines()
-    (ledger.folder / "plan.md").write_text("\n".join(said) + "\n", encoding="utf-8")
-    (ledger.folder / "outcome.json").write_text(result, encoding="utf-8")
     sections = [*page.sections(findings, runs, run_link(options.out)),
                 *(search_page.sections(ledger.folder) if options.tuned else ())]
-    for name, text in {"table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
+    for name, text in {"plan.md": "\n".join(said) + "\n", "outcome.json": result,
+                       "table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
                        "table.csv": formats.table_csv(findings), "report.html": page.page(findings, sections)}.items():
-        (ledger.folder / name).write_text(text, encoding="utf-8")
+        write_whole(ledger.folder / name, text)
     if options.json is not None:
         options.json.write_text(result, encoding="utf-8")
     return findings
