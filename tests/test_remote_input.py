@@ -52,7 +52,7 @@ def cluster_file(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("was, becomes, words", [
     ("10.1.2.10", "192.0.2.10", "provider.head_ip: 192.0.2.10 stands in for yours;"),
-    ("type: local", "\ttype: local", r"line 14: not YAML: found character '\\t'"),
+    ("type: local", "\ttype: local", r"line 15: not YAML: found character '\\t'"),
     ("cluster_name: palimpsest", "", "cluster_name is missing"),
     ("provider:", "providr:", "provider is missing .is it 'providr'?"),
     ("idle_timeout_minutes:", "idle_timeout:", "Ray knows no 'idle_timeout' .did you mean 'idle_timeout_minutes'?"),

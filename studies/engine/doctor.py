@@ -1,12 +1,14 @@
 """The doctor: says what is wrong with a cluster before a study finds out.
 
     python -m studies.engine.doctor --out /shared/results --workers 4
+    python -m studies.engine.doctor --cluster cluster/gpu.yaml         a cluster's file before `ray up` (before_up.py)
 
     this machine    versions, room, the output folder, locks, the tracking server, the store
     each node       the same versions, the same folder, locks that hold across nodes, GPUs that can compute, its clock,
                     and whether nodes reach each other's ports, as the workers of one trial must
 
-One line a finding: ok, warn (a study runs, but), or BAD (a study would fail).  Exit code 1 where something is BAD.
+One line a finding: ok, warn (a study runs, but), or BAD (a study would fail).  Exit code 1 where something is BAD; a
+cluster's file that is wrong is one sentence and exit code 2.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
+from studies.engine.before_up import ready
 from studies.engine.cluster import Cluster, find_cluster, settle_environment
 from studies.engine.study import BadInput, Resources
 
@@ -52,9 +55,19 @@ def main(
     workers: Annotated[int, typer.Option(help="Workers of a trial.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of each worker: 1, or a fraction.")] = 0.0,
     cpus: Annotated[int, typer.Option(help="CPUs of each worker.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="A cluster's file, to be checked before `ray up`, and only "
+                                                     "that.")] = None,
 ) -> None:
     """Say what is wrong with this machine, or with the Ray cluster that studies would use."""
     settle_environment()
+    if cluster is not None:
+        try:
+            ready(cluster)
+        except BadInput as error:
+            typer.echo(error, err=True)
+            raise typer.Exit(2) from None
+        typer.echo(f"nothing that can be seen from here stands in the way of `ray up {cluster}`")
+        return
     console, bad = Console(highlight=False), 0
     if not console.is_terminal:
         console.width = 200
