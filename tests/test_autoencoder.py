@@ -283,6 +283,31 @@ def test_an_encoder_alone_is_refused(family, texts, tmp_path):
                    context.store)
     with pytest.raises(ConfigError, match=f"weights of its {family.model_type} decoder.*whole encoder-decoder"):
         context.get(cfg)
+    with pytest.raises(ConfigError, match=f"no weights of a {family.model_type} decoder .*EncoderModel kept none"):
+        cfg.check(context)                                   # a study asks before it starts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_models_pass_the_check_with_and_without_a_head_of_their_own(family, texts, tmp_path):
+    """Both as their makers publish them; a head that is no copy of the token table must be there."""
+    whole, context = save_whole(family, tmp_path / "mine", texts), Context(Store(tmp_path / "store"))
+
+    def check() -> None:
+        imported(LanguageModelFolder(data=DATA, model=family(weights=Pretrained(name=str(tmp_path / "mine")))),
+                 context.store).check(context)
+
+    check()
+    if family is Bart:
+        with quietly():
+            whole.model.save_pretrained(tmp_path / "mine")                     # a BartModel
+        check()
+    about = json.loads((tmp_path / "mine" / "config.json").read_text())
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": False}))
+    with pytest.raises(ConfigError, match="no head that says words"):
+        check()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(ConfigError, match="model.safetensors cannot be read"):
+        check()
 
 
 @pytest.mark.parametrize(("about", "words"), [
@@ -304,6 +329,9 @@ def test_a_width_that_does_not_fit_is_refused(texts, tmp_path):
                              "language_model.model": Bart(weights=Pretrained(name=str(tmp_path / "mine")))})
     with pytest.raises(ConfigError, match="perceiver: heads must divide the language model's width of 32"):
         context.get(imported(cfg, context.store))
+    with pytest.raises(ConfigError, match=r"perceiver.heads: must divide .* width of 32, and 5 do not"):
+        imported(cfg, context.store).check(context)          # a study asks before it starts
+    imported(override(cfg, {"perceiver.heads": 4}), context.store).check(context)
 
 
 # ---------------------------------------------------------------- the autoencoder

@@ -1,8 +1,8 @@
 """Real texts, to compare with: a fixed number, drawn once, from a split that no model learned from."""
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 from trainables.config import ConfigError, config
 from trainables.stages import Context, Stage
@@ -65,10 +65,7 @@ class ReadsSources(Protocol):
 class ReadsClasses(Protocol):
     """A metric that also says whether samples are of the classes they were asked for; it adds to `score`."""
 
-    @property
-    def of_classes(self) -> Mapping[str, str]:
-        """Which direction is better, for each value that it adds."""
-        ...
+    of_classes: ClassVar[dict[str, str]]         # which direction is better, for each value that it adds
 
     def score_classes(self, samples: list[str], classes: Sequence[str], real: Real,
                       context: Context) -> dict[str, float | str]:
