@@ -621,12 +621,12 @@ def test_the_paper_recipe_has_the_papers_numbers():
 
 def test_the_conditional_recipe_is_the_papers():
     trial = override(diffusionbert(), SEQUENCE_TO_SEQUENCE_PAPER)
-    objective, training, sampling = trial.system.objective, trial.training, trial.sampling
-    assert isinstance(trial.system.lm, Roberta) and trial.system.process.spindle == 0 and objective.steps == 2000
-    assert objective.cross_entropy / objective.steps == pytest.approx(3e-4) and not objective.as_published
+    system, training, sampling = trial.system, trial.training, trial.sampling
+    assert isinstance(system, DiffusionBert) and isinstance(system.lm, Roberta) and system.process.spindle == 0
+    assert system.objective == D3pm(steps=2000, cross_entropy=2000 * 3e-4)
     assert (training.optimizer.lr, training.batch // training.accumulate) == (5e-5, 64)
-    assert (training.schedule.warmup, training.schedule.start) == (10_000, pytest.approx(1 / 3))
-    assert (sampling.steps, sampling.stepper.top_k, sampling.batch, sampling.candidates) == (200, 15, 32, 3)
+    assert training.schedule == Constant(warmup=10_000, start=1 / 3)
+    assert (sampling.steps, sampling.stepper, sampling.batch, sampling.candidates) == (200, Ancestral(top_k=15), 32, 3)
 
 
 @pytest.mark.parametrize("recipe", [diffusionbert, diffusionbert_laptop])
