@@ -62,7 +62,8 @@ def load(name: str) -> Study:
 
 def test_the_shipped_claims_ask_every_study_and_name_their_paper():
     claims = read_claims(shipped.HERE / "claims.yaml", shipped.STUDIES, shipped.load)
-    assert {claim.study for claim in claims} == set(shipped.STUDIES) and len(shipped.STUDIES) >= 10
+    asked = set(shipped.STUDIES) - {"compare_conditional"}             # no paper compares these systems
+    assert {claim.study for claim in claims} == asked and len(asked) >= 10
     for claim in claims:
         assert claim.paper and claim.says[0].isupper() and not claim.says.endswith("."), claim.name
     for text in ("contextual", "tangent", "self-conditioning", "annealing", "spindle", "packing", "lion", "fast-"):

@@ -312,8 +312,8 @@ def test_a_pod_passes_the_end_on_and_waits(machine: Machine, term: bool, code: i
     machine.program("ray", f"#!/bin/bash\necho \"$*\" >> {machine.root}/asked\n")
     (machine.root / "tools/python").symlink_to(sys.executable)
     (machine.team / "studies/nightly.py").write_text(
-        "import signal, sys, time\n"
-        "def end(*_):\n    time.sleep(0.5)\n    print('saved', flush=True)\n    sys.exit(130)\n"
+        "import os, signal, sys, time\n"
+        "def end(*_):\n    time.sleep(0.5)\n    os.write(1, b'saved\\n')\n    sys.exit(130)\n"
         "signal.signal(signal.SIGTERM, end)\nprint('began', flush=True)\n"
         f"time.sleep({60 if term else 0})\nsys.exit(3)\n")
     with subprocess.Popen(command, cwd=machine.team, env=machine.env, stdout=subprocess.PIPE, text=True) as process:

@@ -43,7 +43,7 @@ def nodes() -> Iterator[Any]:
 class Told:
     """What a view is told, until it has heard enough."""
 
-    def __init__(self, seconds: float = 90.0):
+    def __init__(self, seconds: float = 400.0):
         self.until, self.again = time.monotonic() + seconds, 0
         self.running: dict[str, Any] = {}
         self.ended: dict[str, Record] = {}
