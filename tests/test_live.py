@@ -11,7 +11,7 @@ from rich.console import Console
 from studies.engine import live
 from studies.engine.ledger import Ledger, Outbox
 from studies.engine.live import View
-from studies.engine.plan import make_plan
+from studies.engine.planning import make_plan
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study
 from trainables.stages import Store
 

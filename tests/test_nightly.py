@@ -201,7 +201,7 @@ def test_all_code_that_a_real_trial_runs_is_in_its_version(tmp_path):
 def test_changed_code_runs_what_stands_on_it_and_nothing_else(tmp_path, changed, part):
     """Cells done with one state of the code, planned with another: what the store has of them is used."""
     from studies.engine.inline import Place, attempt
-    from studies.engine.plan import make_plan
+    from studies.engine.planning import make_plan
     from studies.engine.provenance import Code
     from studies.engine.study import Resources
     from trainables.stages import Store

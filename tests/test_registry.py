@@ -17,7 +17,8 @@ from studies.engine import registry
 from studies.engine.findings import Findings
 from studies.engine.inline import Place, attempt, make_stage
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.provenance import Code
 from studies.engine.registry import fetch, keep_best
 from studies.engine.selection import best_arm, best_cell, candidates, validation

@@ -19,7 +19,8 @@ from studies.engine.formats import FIELDS, latex, table_csv, tex
 from studies.engine.ledger import Ledger, Outbox
 from studies.engine.options import with_margins
 from studies.engine.page import numbers
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.report import as_json, caption, markdown, outcome, rich_effects, rich_table, rows, sentences
 from studies.engine.rounds import affordable, first_seeds, next_seeds, pursue, remember, remembered, saved
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study, Watch

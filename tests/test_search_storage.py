@@ -30,7 +30,8 @@ from studies.engine.guardian import MARK, leading
 from studies.engine.ledger import Ledger, Outbox
 from studies.engine.mirror import mirror
 from studies.engine.options import Options
-from studies.engine.plan import Cell, cell_key, make_plan
+from studies.engine.plan import Cell, cell_key
+from studies.engine.planning import make_plan
 from studies.engine.pruning import Halving
 from studies.engine.recorded import helping, recorded
 from studies.engine.search import DONE, WAIT

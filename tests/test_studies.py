@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.study import Study
 from trainables.config import differences
 from trainables.diffusion.ranges import FullRange

@@ -22,13 +22,14 @@ from rich.text import Text
 
 from studies.engine import answers_report, writable
 from studies.engine.answers import answers
+from studies.engine.carrying import ray_up
 from studies.engine.claims import Asked, by_study, check_claim, chosen, read_claims
 from studies.engine.cluster import Cluster, find_cluster, settle_environment
 from studies.engine.ending import ending
 from studies.engine.findings import Findings
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, write_whole
 from studies.engine.live import span
-from studies.engine.main import conduct, ray_up
+from studies.engine.main import conduct
 from studies.engine.options import Options, check, open_store, prepare
 from studies.engine.plan import Plan
 from studies.engine.provenance import ROOT, code
@@ -186,7 +187,7 @@ def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: flo
     for name, text in {"claims.md": answers_report.markdown(found, cost),
                        "claims.json": as_json(answers_report.as_dict(found, commit)),
                        "claims.html": answers_report.page(found, cost, commit, command)}.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     console.print()
     console.print(answers_report.rich_table(found))
     for answer in found:

@@ -16,7 +16,8 @@ from studies.engine.decide import FIRST, Rule
 from studies.engine.findings import Findings
 from studies.engine.halt import disk_full
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.provenance import ROOT
 from studies.engine.rounds import first_seeds, remembered
 from studies.engine.study import BadInput, Checks, Resources, Study, Watch
@@ -50,6 +51,8 @@ class Options:
     gpus: float | None = None
     margins: tuple[str, ...] = ()       # metric=value
     asked: bool = False                 # by claims, which have a page of their own: the study's is left as it is
+    searched: float = 0.0               # hours that a search before the comparison has cost
+    tuned: bool = False                 # whether there was one: else a page has none, whatever an old one left behind
     typed: tuple[str, ...] | None = None        # `words` of the whole command, where a part of it is done
 
     def words(self) -> tuple[str, ...]:
@@ -62,8 +65,6 @@ class Options:
         words += [word for text in self.assignments for word in ("--set", text)]
         words += [word for text in self.margins for word in ("--margin", text)]
         return (*words, *(flag for flag, on in (("--decide", self.decide), ("--by-code", self.by_code)) if on))
-    searched: float = 0.0               # hours that a search before the comparison has cost
-    tuned: bool = False                 # whether there was one: else a page has none, whatever an old one left behind
 
 
 def check(study: Study, options: Options) -> None:

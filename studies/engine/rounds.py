@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from studies.engine.compare import LEVEL, needed
 from studies.engine.decide import FIRST, Rule
 from studies.engine.findings import Findings
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, write_whole
 from studies.engine.plan import Cell, Plan, Shared
 from studies.engine.study import BadInput
 
@@ -148,9 +148,7 @@ def remember(ledger: Ledger, plan: Plan, seeds: Mapping[str, int]) -> None:
         if past and all(sum(cell.arm == arm for cell in plan.cells) >= many for arm, many in known.items()):
             path.unlink()
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"scale": plan.scale, "most": plan.rule.most, "seeds": known | dict(seeds)}, indent=1),
-                    encoding="utf-8")
+    write_whole(path, json.dumps({"scale": plan.scale, "most": plan.rule.most, "seeds": known | dict(seeds)}, indent=1))
 
 
 def remembered(ledger: Ledger, scale: str) -> tuple[Rule, Seeds] | None:

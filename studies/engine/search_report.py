@@ -8,7 +8,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from search_spaces.corners import spell
 from search_spaces.domains import Choice, LogUniform, Point
 from studies.engine import found
 from studies.engine.bound import Bound
+from studies.engine.ledger import write_whole
 from studies.engine.plan import Plan
 from studies.engine.search import IN_A_ROW, Search
 from studies.engine.study import Maximise, Minimise
@@ -94,9 +94,7 @@ def write(said: Said, folder: Path) -> None:
     """search.md for people, search.json for programs and the report."""
     told = json.dumps(strict(said), indent=1, allow_nan=False)
     for name, text in (("search.md", "\n".join(outcome(said))), ("search.json", told)):
-        beside = folder / f".{name}.tmp"
-        beside.write_text(text + "\n", encoding="utf-8")
-        os.replace(beside, folder / name)
+        write_whole(folder / name, text + "\n")
 
 
 def strict(said: Any) -> Any:
