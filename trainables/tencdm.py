@@ -276,7 +276,7 @@ def tencdm_laptop(data: Data = Stories()) -> "Trial":
             encoder=Bert(weights=small_encoder(width=32 if stories else 64, length=48 if stories else 64)),
             length=13 if stories else 48,
             process=Gaussian(schedule=Tangent(d=2.0), predicts="x0"),
-            times=Times(low=0.15 if stories else 0.05),
+            times=Times(low=0.25 if stories else 0.05),
             network=Transformer(layers=3, width=64, heads=2, feedforward=256, positions=64, dropout=0.0, skips=False,
                                 norm="pre", time_scale=1_000.0, silent=True),
             decoder=DecoderTraining(
