@@ -11,7 +11,7 @@ much later it may be).  E is over the corpus, so a word's weight does not hang o
 know; with the sentence's own mean (`sentence_weights`) it is what was published, and no bound.  Special tokens weigh
 nothing.
 
-The length of a text, in tokens, follows the counts of texts whose source is as long, eased towards the counts of all.
+The length of a text, in tokens, follows the counts of texts whose source is as long (lengths.py).
 """
 
 import json
@@ -29,13 +29,13 @@ from trainables.stages import Context, Stage
 from trainables.system import Batch
 from trainables.text.corpora import Data
 from trainables.text.families import Small
+from trainables.text.lengths import count_lengths
 from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder
 from trainables.text.rows import count_rows, row_blocks
 from trainables.text.tokenizers import TOKENS, Words
 
 SPLITS = ("train", "valid", "test")
 ROWS_AT_ONCE = 65_536
-EASE = 4.0                    # texts' worth of the counts of all lengths, beside those of the same source length
 Measure = Literal["frequency", "information"]
 
 
@@ -145,14 +145,14 @@ class WordInformation:
         special = unsaid(folder, words)
         counts = torch.zeros(words.vocabulary, dtype=torch.long)
         L, S = self.texts.length, self.texts.source_length
-        lengths = torch.zeros((S + 1) * (L + 1), dtype=torch.long)
+        lengths = torch.zeros(S + 1, L + 1, dtype=torch.long)
         for first in range(0, len(split), ROWS_AT_ONCE):
             batch = split.take(torch.arange(first, min(first + ROWS_AT_ONCE, len(split))))
             counts += torch.bincount(batch.ids[batch.mask], minlength=words.vocabulary)
             read = torch.zeros(len(batch), dtype=torch.long) if batch.source is None else batch.source.mask.sum(1)
-            lengths += torch.bincount(read * (L + 1) + batch.mask.sum(1), minlength=len(lengths))
+            lengths += count_lengths(read, batch.mask.sum(1), (S, L))
         value, weight = weighed(counts, special, self.measure)
-        save_file({"counts": counts, "value": value, "weight": weight, "lengths": lengths.view(S + 1, L + 1)},
+        save_file({"counts": counts, "value": value, "weight": weight, "lengths": lengths},
                   out / "information.safetensors")
 
 
@@ -195,12 +195,3 @@ def sentence_weights(value: Tensor, mask: Tensor, measure: Measure) -> Tensor:
 def read_information(folder: Path) -> dict[str, Tensor]:
     """What a WordInformation stage found, by name."""
     return load_file(folder / "information.safetensors")
-
-
-def length_law(lengths: Tensor) -> Tensor:
-    """P(text has n tokens | source has k) [S + 1, L + 1] float64 from the counts; every n from 1 on is possible."""
-    able = torch.ones(lengths.shape[1], dtype=torch.float64)
-    able[0] = 0.0
-    overall = lengths.double().sum(0) + able / able.sum()
-    eased = lengths.double() + EASE * overall / overall.sum()
-    return eased * able / (eased * able).sum(1, keepdim=True)
