@@ -1,15 +1,20 @@
 """Corpora: what goes in comes out in four splits, groups stay together, and bad files say what is wrong."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trainables.config import ConfigError, fingerprint, from_dict, to_dict
+from trainables.config import ConfigError, fingerprint, from_dict, override, to_dict
 from trainables.diffusionbert import diffusionbert
+from trainables.ld4lg import CLASS_CONDITIONAL
+from trainables.ld4lg_annealed import ld4lg_annealed_laptop
 from trainables.stages import Context, Store
+from trainables.text.conditions import Labels
 from trainables.text.corpora import (
     PARQUET,
     Data,
@@ -138,6 +143,27 @@ def test_jsonl_keeps_source_and_class(store: Store, tmp_path: Path):
         [{"source": f"s{n}", "class": str(n % 3), "text": f"a story {n}"} for n in range(80)]
 
 
+def test_a_column_of_classes_is_named_behind_the_source_or_an_empty_one(store: Store, tmp_path: Path):
+    """By CSV and JSON lines alike; the same texts without classes are another corpus, and as they always were."""
+    table, lines = tmp_path / "notes.csv", tmp_path / "notes.jsonl"
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([("story", "note", "stars"), *((f"story {n}", f"s{n}", n % 3) for n in range(80))])
+    lines.write_text("".join(json.dumps({"story": f"story {n}", "note": f"s{n}", "stars": float(n % 3)}) + "\n"
+                             for n in range(80)))
+    for file in (table, lines):
+        rows = parse_file(f"{file}:story::stars")
+        assert rows == ([{"class": str(n % 3), "text": f"story {n}"} for n in range(80)],
+                        [f"story {n}" for n in range(80)])
+        rows, groups = parse_file(f"{file}:story:note:stars")
+        assert rows[5] == {"source": "s5", "class": "2", "text": "story 5"} and groups[5] == "s5"
+        assert parse_file(f"{file}:story:")[0] == parse_file(f"{file}:story")[0] == \
+            [{"text": f"story {n}"} for n in range(80)]
+    data = choose_data(f"{table}:story::stars", f"{lines}:story::stars", store)
+    rows = {split: read_rows(Context(store).get(data), split) for split in SPLITS}
+    assert all(row["class"] == str(int(row["text"].split()[1]) % 3) for split in SPLITS for row in rows[split])
+    assert data != choose_data(f"{table}:story", None, store)
+
+
 def test_a_byte_order_mark_is_no_letter(tmp_path: Path):
     file = tmp_path / "bom.txt"
     file.write_text("".join(f"line {n}\n" for n in range(60)), encoding="utf-8-sig")
@@ -157,6 +183,11 @@ BAD = {
     "group.csv": (b"mr,ref\n" + b"a,b\n" * 60, ":ref:mrs", r"no column 'mrs' \(did you mean 'mr'\?\)"),
     "same.csv": (b"mr,ref\n" + b"a,b\n" * 60, ":ref", "60 in 1 groups leave none for"),
     "none.csv": (b"mr,ref\n" + b"a,\n" * 60, ":ref", "too few texts: 0"),
+    "label.csv": (b"mr,ref\n" + b"a,b\n" * 60, ":ref:mr:mrs", r"no column 'mrs' \(did you mean 'mr'\?\)"),
+    "blank.csv": (b"mr,ref\n" + b"a,b\n" * 60 + b",b\n", ":ref::mr", "line 62: no class in 'mr'"),
+    "blank.jsonl": (b'{"text": "a", "k": "x"}\n{"text": "a", "k": null}\n', ":text::k", "line 2: no class in 'k'"),
+    "share.jsonl": (b'{"text": "a", "k": 0.5}\n', ":::k", "line 1: a class is a whole number or a text, .* 0.5"),
+    "many.csv": (b"mr,ref\n" + b"a,b\n" * 60, ":ref:mr:mr:mr", "no file .* name:text:source:class"),
     "text.jsonl": (b'{"text": "a"}\n{"text"\n', "", "line 2 is not JSON"),
     "list.jsonl": (b'["a"]\n', "", "line 1 is not an object"),
     "field.jsonl": (b'{"text": "a"}\n', ":txt", r"line 1 has no field 'txt' \(did you mean 'text'\?\)"),
@@ -188,6 +219,14 @@ def test_data_is_chosen_by_what_it_looks_like(store: Store, tmp_path: Path):
     assert choose_data("stories", None, store) == Stories()
     assert choose_data("RocStories", None, store) == RocStories()
     assert choose_data("owner/news:title+body", None, store) == HubTexts(name="owner/news", columns=("title", "body"))
+    hub = HubTexts(name="owner/news", columns=("body",))
+    assert choose_data("owner/news:body::label", None, store) == replace(hub, class_column="label")
+    assert choose_data("owner/news:body:title", None, store) == replace(hub, source_columns=("title",))
+    assert choose_data("owner/news:body:title+by:label", None, store) == \
+        replace(hub, source_columns=("title", "by"), class_column="label")
+    for wrong in ("owner/news:", ":body", "owner/news::title", "owner/news:body:title:label:more"):
+        with pytest.raises(ConfigError, match="--data: '.*' is no file .* name:text:source:class"):
+            choose_data(wrong, None, store)
     (tmp_path / "lines").write_text(FINE)
     assert isinstance(choose_data(str(tmp_path / "lines"), None, store), Imported)
     with pytest.raises(ConfigError, match=r"no built-in corpus \(did you mean 'stories'\?\)"):
@@ -220,6 +259,45 @@ def test_hub_columns_are_joined(hub: str, store: Store):
     assert row["text"] == f"Story {row['source']} part 1. Story {row['source']} part 2."
 
 
+def labelled(folder: Path, names: list[str] | None, labels: list) -> str:
+    """A data set folder as the hub has SST and AG News: parquet, and a card that names the classes."""
+    import datasets
+
+    kind = datasets.Value("string") if isinstance(labels[0], str) else datasets.Value("int64")
+    features = datasets.Features({"text": datasets.Value("string"),
+                                  "label": kind if names is None else datasets.ClassLabel(names=names)})
+    (folder / "data").mkdir(parents=True)
+    rows = {"text": [f"the text number {n}" for n in range(len(labels))], "label": labels}
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
+    return str(folder)
+
+
+@pytest.mark.parametrize(("names", "labels"), [
+    (["World", "Sports", "Business"], [n % 3 for n in range(90)]), (None, [n % 3 for n in range(90)]),
+    (None, [("bad", "so  so", "good")[n % 3] for n in range(90)])])
+def test_a_class_conditional_recipe_learns_the_hubs_classes(names, labels, hub: str, store: Store, tmp_path: Path):
+    """From the words of a command line to the numbers that the recipe's network is told."""
+    context = Context(store)
+    data = choose_data(f"{labelled(tmp_path / 'news', names, labels)}:text::label", None, store)
+    said = [" ".join(str(names[value] if names else value).split()) for value in labels]
+    rows = {split: read_rows(context.get(data), split) for split in SPLITS}
+    assert sum(map(len, rows.values())) == 90
+    assert all(row["class"] == said[int(row["text"].split()[-1])] for split in SPLITS for row in rows[split])
+    trial = override(ld4lg_annealed_laptop(data), CLASS_CONDITIONAL)
+    trial.check(context)
+    (stage,) = (stage for stage in trial.system.needs_to_train(data) if isinstance(stage, Labels))
+    numbers, classes = context.get(stage), sorted(set(said))
+    assert json.loads((numbers / "classes.json").read_text()) == classes
+    assert [classes[n] for n in np.load(numbers / "train.label.npy")] == [row["class"] for row in rows["train"]]
+
+
+def test_a_hub_text_without_a_class_is_refused(hub: str, store: Store, tmp_path: Path):
+    data = HubTexts(name=labelled(tmp_path / "test", ["bad", "good"], [1, 0, -1, 1] * 20), class_column="label")
+    with pytest.raises(ConfigError, match="class_column: .*, row 2: no class in 'label'"):
+        Context(store).get(data)
+
+
 def test_a_script_of_the_hub_is_read_from_its_branch_of_files(hub: str, store: Store, tmp_path: Path):
     """As the hub lays LM1B out there: the split that is asked for, and no other; the recipe asks for that branch."""
     import pandas
@@ -244,6 +322,7 @@ def test_roc_stories_hold_out_what_the_paper_holds_out(hub: str, store: Store):
 
 @pytest.mark.parametrize(("data", "problem"), [
     (HubTexts(name="{hub}", columns=("sentense1",)), "has no column 'sentense1' \\(did you mean 'sentence1'"),
+    (HubTexts(name="{hub}", columns=("storyid",), class_column="label"), "class_column: .* has no column 'label'"),
     (HubTexts(name="{hub}/none"), "cannot load the data set"),
     (RocStories(name="{hub}"), "has 300 stories; 10,000 cannot be held out"),
 ])

@@ -38,6 +38,7 @@ from trainables.system import Batch
 from trainables.tencdm import tencdm_laptop
 from trainables.text.corpora import Stories, import_files, read_texts
 from trainables.text.encoders import Bert, Roberta, Small
+from trainables.text.spindle import told
 from trainables.text.word_information import read_information
 from trainables.training.average import Ema, NoAverage
 from trainables.training.learning_rate import Constant
@@ -564,8 +565,8 @@ def test_it_is_refused_before_a_language_model_is_trained(kind, tmp_path, contex
     with pytest.raises(ConfigError, match=r"system.process.spindle: spindle 0.9 .* it may be at most 1 / \(pi"):
         stage.check(fresh)
     assert not list((tmp_path / "stages").glob("MaskedLmFolder*"))
-    known = read_information(context.get(cfg.information(DATA)))["weight"]
-    assert torch.equal(stage.foreseen(fresh), known)
+    known, before = read_information(context.get(cfg.information(DATA))), told(cfg.information(DATA), fresh)
+    assert before is not None and all(torch.equal(before[name], known[name]) for name in ("value", "weight"))
 
 
 @pytest.mark.parametrize("measure", ["frequency", "information"])

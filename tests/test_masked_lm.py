@@ -15,14 +15,7 @@ from trainables.text.corpora import Stories, choose_data, read_rows, read_texts
 from trainables.text.encoders import Bert, Folder, Pretrained, Roberta, Small, TokenRows, imported
 from trainables.text.masked_lm import MASK, MaskedLmFolder, MaskedLmNetwork, load_masked_lm
 from trainables.text.tokenizers import Words
-from trainables.text.word_information import (
-    TokenSplit,
-    TokenTexts,
-    WordInformation,
-    length_law,
-    read_information,
-    weigh,
-)
+from trainables.text.word_information import TokenSplit, TokenTexts, WordInformation, read_information, weigh
 from trainables.training.average import NoAverage
 from trainables.training.learning_rate import Constant
 from trainables.training.optimizers import AdamW
@@ -272,12 +265,3 @@ def test_weights_rise_with_frequency(measure):
         assert float((share * weight).sum()) == pytest.approx(0, abs=1e-12) and weight.abs().max() < 1
     else:                                                     # weighted by information, hiding is as in the schedule
         assert float((share * value * weight)[:4].sum()) == pytest.approx(0, abs=1e-12) and weight[-1] > -1
-
-
-def test_lengths_follow_their_sources():
-    lengths = torch.zeros(3, 5, dtype=torch.long)
-    lengths[1, 2], lengths[2, 4] = 1000, 1000
-    law = length_law(lengths)
-    assert law.sum(1).tolist() == pytest.approx([1, 1, 1]) and not law[:, 0].any() and (law[:, 1:] > 0).all()
-    assert law[1, 2] > 0.99 and law[2, 4] > 0.99
-    assert law[0, 2] == pytest.approx(float(law[0, 4])) and law[0, 2] > 0.49              # a source length never seen

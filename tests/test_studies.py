@@ -202,6 +202,20 @@ def test_conditional_systems_read_sources_and_see_as_many_pairs(said):
                and trial.sampling.candidates == 1 for trial in paper)
 
 
+def test_systems_that_are_told_classes_see_as_many_texts_and_guidance_trains_nothing():
+    study = load("compare_classes")
+    for scale, texts in (("laptop", 128_000), ("paper", 32_000_000)):
+        trials = {arm: study.trial(scale, arm) for arm in study.arms}
+        for arm, trial in trials.items():
+            assert trial.system.reads_class and ("valid/wrong_class" in trial.scores()) == (scale == "laptop")
+            assert trial.training.steps * trial.training.batch == texts
+            assert trial.sampling.guidance == (1.0 if arm.endswith(" guided") else 0.0)
+            assert trial.checkpoint() == trials[arm.removesuffix(" guided")].checkpoint()
+        assert len({key(trial.checkpoint()) for trial in trials.values()}) == 2
+    half = study.trial("laptop", "annealed LD4LG", assignments=["training.steps=1000"])
+    assert half.training.steps == 1_000
+
+
 def test_schedules_on_the_laptop_keep_their_levels_of_noise():
     study = load("ablation_schedule")
     levels = []

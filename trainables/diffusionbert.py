@@ -53,14 +53,8 @@ from trainables.text.hiding import Hiding, at_places, at_rows, row_sums, where
 from trainables.text.layout import Layout, Lengths, Places
 from trainables.text.masked_lm import MaskedLm, MaskedLmFolder, MaskedLmNetwork, Told
 from trainables.text.prompts import filled
-from trainables.text.word_information import (
-    Measure,
-    Spindle,
-    TokenSplit,
-    TokenTexts,
-    WordInformation,
-    read_information,
-)
+from trainables.text.spindle import SentenceSpindle, Spindle
+from trainables.text.word_information import Measure, TokenSplit, TokenTexts, WordInformation, read_information
 from trainables.training.average import Ema, NoAverage
 from trainables.training.batches import Batches
 from trainables.training.learning_rate import Constant, Cosine
@@ -131,9 +125,28 @@ class DiffusionBert:
     def information(self, data: Data) -> WordInformation:
         return WordInformation(texts=self.texts(data), measure=self.measure)
 
-    def spindle(self, data: Data) -> tuple[Spindle, ...]:
-        """How strong the spindle is, if there is one."""
-        return (Spindle(information=self.information(data), process=self.process),) if self.process.spindle else ()
+    @property
+    def published(self) -> bool:
+        """Whether the sentence decides what is hidden."""
+        return isinstance(self.objective, D3pm) and self.objective.as_published
+
+    def spindle(self, data: Data) -> tuple[Spindle | SentenceSpindle, ...]:
+        """How strong the spindle is, if there is one: lambda as it was said, or a share of what is valid."""
+        if not self.process.spindle:
+            return ()
+        if self.published and self.process.relative:
+            return (self.in_sentences(data),)
+        return (Spindle(information=self.information(data), process=self.process),)
+
+    def in_sentences(self, data: Data) -> SentenceSpindle:
+        """The spindle with the sentence's weights beside the corpus'."""
+        return SentenceSpindle(information=self.information(data), process=self.process,
+                               written=self.lengths == "written")
+
+    def check(self, data: Data, context: Context) -> None:
+        """ConfigError for a lambda that sentences do not allow, where they decide what is hidden and can be known."""
+        if self.published and self.process.spindle:
+            self.in_sentences(data).check(context)
 
     def diagnoses(self, data: Data) -> tuple[str, ...]:
         """Names of what the system says of itself at each validation."""
@@ -155,7 +168,15 @@ class DiffusionBert:
         return self.needs_to_train(data)
 
     def build(self, data: Data, context: Context) -> "DiffusionBertSystem":
-        """The system as training finds it, on the CPU; what is not pretrained comes from torch's global generator."""
+        """The system as training finds it, on the CPU; what is not pretrained comes from torch's global generator.
+
+        ConfigError: its spindle is not valid
+        """
+        self.check(data, context)
+        return self.build_to_sample(data, context)
+
+    def build_to_sample(self, data: Data, context: Context) -> "DiffusionBertSystem":
+        """The same, which hides nothing that was not hidden in training."""
         with torch.random.fork_rng(devices=[]):              # a stage that is made only now must not change the weights
             for stage in self.needs_to_train(data):
                 context.get(stage)
@@ -165,8 +186,6 @@ class DiffusionBert:
             raise ConfigError("system.length", f"the model reads {network.positions} tokens at most, and text and "
                                                f"source would be {needed}")
         return DiffusionBertSystem(self, network, self.texts(data), context)
-
-    build_to_sample = build
 
 
 # ---------------------------------------------------------------- system

@@ -55,6 +55,7 @@ from trainables.text.latents import (
     LatentSplit,
     LatentStatistics,
     LengthHistogram,
+    LengthsBySource,
     PerceiverLatents,
     Representation,
     Texts,
@@ -161,8 +162,10 @@ class Ld4lg:
         return texts, LatentStatistics(texts=texts), *conditions
 
     def needs_to_sample(self, data: Data) -> tuple[Stage, ...]:
-        texts = self.texts(data)
-        lengths = (LengthHistogram(texts=texts),) if isinstance(texts, LanguageModelStates) else ()
+        texts, sources, lengths = self.texts(data), self.sources(data), ()
+        if isinstance(texts, LanguageModelStates):
+            lengths = (LengthHistogram(texts=texts) if sources is None else
+                       LengthsBySource(texts=texts, sources=sources),)
         return *self.needs_to_train(data), self.language_model(data), *lengths
 
     def build(self, data: Data, context: Context) -> "Ld4lgSystem":
@@ -270,7 +273,7 @@ class Ld4lgSystem(nn.Module):
         return self.cfg.process.prior((*shape, self.space.width), rng)
 
     def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
-        return self.space.draw_mask(rows, rng)
+        return self.space.draw_mask(rows, rng, None if batch is None else batch.source)
 
     def denoise(self, x_t: Tensor, t: Tensor, *, previous: Prediction | None, batch: Batch | None = None) -> Prediction:
         mask = self.space.valid(batch, len(x_t))

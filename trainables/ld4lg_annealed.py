@@ -40,7 +40,7 @@ def ld4lg_annealed(data: Data = RocStories()) -> "Trial":
     is 80,000 with; a range of power 2; Lion at AdamW's rate, betas and decay; 250 steps of DDIM with eta 1.
 
     Its other runs: {"training.optimizer": AdamW(lr=1e-4, weight_decay=...)} with the same numbers, and with the classes
-    of SST and AG News ld4lg.CLASS_CONDITIONAL.
+    of SST and AG News, HubTexts(name="fancyzhx/ag_news", class_column="label"), ld4lg.CLASS_CONDITIONAL.
     """
     stories = isinstance(data, RocStories)
     lion = Lion(lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-6 if stories else 0.01)

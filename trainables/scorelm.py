@@ -49,7 +49,17 @@ from trainables.randomness import Rng, step_rng
 from trainables.stages import Context, Stage
 from trainables.system import Batch, Prediction, Walk
 from trainables.text.corpora import Data, RocStories, Stories
-from trainables.text.documents import Documents, Lengths, Rows, SingleDocuments, TokenisedTexts, joined, segments
+from trainables.text.documents import (
+    DocumentLengths,
+    Documents,
+    Lengths,
+    Rows,
+    SingleDocuments,
+    TokenisedTexts,
+    joined,
+    segments,
+)
+from trainables.text.lengths import draw_lengths, length_law, load_lengths
 from trainables.text.packing import Packed, Packing
 from trainables.text.pieces import Pieces, PieceTokenizer, SentencePiece
 from trainables.text.prompts import NoPrompts, Prompts, Spans, filled
@@ -154,16 +164,23 @@ class ScoreLm:
     def needs_to_train(self, data: Data) -> tuple[Stage, ...]:
         return (self.tokenised(data),)
 
+    def source_lengths(self, data: Data) -> tuple[DocumentLengths, ...]:
+        """How long texts are by their sources' lengths, where that decides."""
+        return (DocumentLengths(texts=self.tokenised(data)),) if self.reads_source and self.lengths == "drawn" else ()
+
     def needs_to_sample(self, data: Data) -> tuple[Stage, ...]:
-        return self.needs_to_train(data)
+        return *self.needs_to_train(data), *self.source_lengths(data)
 
     def build(self, data: Data, context: Context) -> "ScoreLmSystem":
         """The system with fresh weights from torch's global generator, on the CPU, to be trained."""
         return ScoreLmSystem(self, context.get(self.tokenised(data)))
 
     def build_to_sample(self, data: Data, context: Context) -> "ScoreLmSystem":
-        """The same: words need no decoder."""
-        return self.build(data, context)
+        """The same, and able to write: words need no decoder."""
+        system = self.build(data, context)
+        for stage in self.source_lengths(data):
+            system.law = length_law(load_lengths(context.get(stage)), unseen=0.0)
+        return system
 
 
 class ScoreLmSystem(nn.Module):
@@ -171,6 +188,7 @@ class ScoreLmSystem(nn.Module):
 
     frequency: Tensor
     seen_lengths: Tensor
+    law: Tensor                          # [S + 1, L + 1] of lengths by source, once built to sample
 
     def __init__(self, cfg: ScoreLm, folder: Path):
         super().__init__()
@@ -189,6 +207,7 @@ class ScoreLmSystem(nn.Module):
             nn.init.zeros_(self.network.leave.weight)
         self.register_buffer("frequency", counts / counts.sum(), persistent=False)
         self.register_buffer("seen_lengths", torch.tensor(n).sort().values, persistent=False)
+        self.register_buffer("law", torch.empty(0), persistent=False)
 
     @functools.cached_property
     def full(self) -> tuple[float, int, float]:
@@ -327,10 +346,15 @@ class ScoreLmSystem(nn.Module):
         return noise + self.embed(ids.clamp(max=len(self.frequency) - 1))
 
     def draw_mask(self, rows: int, rng: Rng, batch: Batch | None = None) -> Tensor:
-        """[rows, L] bool: lengths as often as training texts have them; all of L where pads are learned."""
+        """[rows, L] bool: lengths as often as training texts have them, of which only those whose sources are as long
+        count where sources are read; all of L where pads are learned."""
         place = torch.arange(self.cfg.length, device=self.seen_lengths.device)
         if self.cfg.lengths != "drawn":
             return torch.ones(rows, self.cfg.length, dtype=torch.bool, device=place.device)
+        if batch is not None and batch.source is not None and self.cfg.reads_source:
+            if not len(self.law):
+                raise ValueError("built to train, not to sample: the lengths of texts by source are not known")
+            return place < draw_lengths(self.law[batch.source.mask.sum(1)], rng)
         number = (rng.uniform((rows, 1)).double() * len(self.seen_lengths)).long()
         return place < self.seen_lengths[number]
 

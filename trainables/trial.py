@@ -132,6 +132,8 @@ class Trial:
         if self.sampling.count < self.evaluation.references:
             raise ConfigError("sampling.count", "must be at least evaluation.references = "
                                                 f"{self.evaluation.references}, not {self.sampling.count}")
+        if isinstance(self.system, DiffusionBert):
+            self.system.check(self.data, context)
         if not isinstance(self.data, (Stories, Imported)) and not context.store.has(self.data):
             return
         data = context.get(self.data)

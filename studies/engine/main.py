@@ -46,8 +46,9 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         scale: Annotated[str | None, typer.Option(
             help=f"{' | '.join(study.scales)}; without it, paper where there are GPUs, else laptop.")] = None,
         data: Annotated[str | None, typer.Option(
-            help="A built-in name, hub-name:column, or a file: texts.txt, texts.jsonl[:field], "
-                 "texts.csv:column[:group].")] = None,
+            help="stories or rocstories; a file, texts.txt, texts.jsonl[:text[:source[:class]]] or "
+                 "texts.csv:text[:source[:class]]; or a hub data set, name:text[:source[:class]].  Each is a column's "
+                 "name, and may be left empty (file.csv:text::class); on the hub, a+b joins two.")] = None,
         test_data: Annotated[str | None, typer.Option(help="A file of test texts, beside a --data file.")] = None,
         seeds: Annotated[int | None, typer.Option(help=f"Paired seeds per arm; without it, {study.seeds}.")] = None,
         arms: Annotated[str | None, typer.Option(help=f"Comma-separated, of: {', '.join(study.arms)}.")] = None,

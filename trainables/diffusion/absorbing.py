@@ -21,8 +21,9 @@ others, and the schedule's own rate stands in for the token's.  With lambda = 0 
 spindle it does not.
 
 The spindle bends the schedule's own clock u, so it is the published one for Mutual and the same for any other, and the
-rates are positive everywhere exactly if lambda pi |d| <= 1; how large lambda may be, the words say, and it can be given
-as a share of that (`relative`).  Shapes: t and s [B, 1] or [B, L]; weights d [B, L], or
+rates are positive everywhere exactly if lambda pi |d| <= 1 for every weight that hides: as published, the sentences' as
+well.  How large lambda may be, the words say (text/spindle.py), and it can be given as a share of that (`relative`).
+Shapes: t and s [B, 1] or [B, L]; weights d [B, L], or
 [n, V] at n hidden positions.  All in float64 but the model's guesses: they are B numbers, or V for a hidden position.
 """
 

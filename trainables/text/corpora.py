@@ -7,7 +7,9 @@
 
     choose_data("stories", None, store)                             what a command line's --data says
     choose_data("devset.csv:ref:mr", "testset.csv:ref:mr", store)
-    choose_data("ag_news:text", None, store)
+    choose_data("ag_news:text::label", None, store)
+
+One grammar for files and for the hub: NAME:text:source:class, columns by name, what a text does not have left empty.
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, ClassVar
 from trainables.config import ConfigError, config, near
 from trainables.stages import Context, Stage, Store
 from trainables.text.files import Imported, import_files, is_file_form
-from trainables.text.rows import Row, deal, read_rows, read_texts, tidy, write_rows
+from trainables.text.rows import Row, class_of, deal, read_rows, read_texts, tidy, write_rows
 from trainables.text.stories import Stories
 
 __all__ = ["PARQUET", "Data", "HubTexts", "Imported", "RocStories", "Stories", "choose_data", "import_files",
@@ -29,7 +31,8 @@ PARQUET = "refs/convert/parquet"        # the branch where the hub puts a data s
 class HubTexts:
     """One split of a hub data set, dealt at random into ours; equal texts stay on one side.
 
-    `columns` are joined by single blanks into the text, `source_columns` (none: unconditional) into the source.
+    `columns` are joined by single blanks into the text, `source_columns` (none: unconditional) into the source;
+    `class_column` ("": no classes) says whole numbers or texts, and where the data set names its numbers, the names.
     A data set that is a script is none any more (datasets 4); the hub keeps its rows in another branch: `revision`
     PARQUET.
     """
@@ -37,6 +40,7 @@ class HubTexts:
     name: str
     columns: tuple[str, ...] = ("text",)
     source_columns: tuple[str, ...] = ()
+    class_column: str = ""
     subset: str = "default"
     split: str = "train"
     revision: str = "main"
@@ -60,8 +64,9 @@ class HubTexts:
         table = load_hub(self.name, self.subset, self.split, self.revision)
         texts = join_columns(table, self.columns, self.name)
         sources = join_columns(table, self.source_columns, self.name) if self.source_columns else [""] * len(texts)
-        rows: list[Row] = [{"text": text} | ({"source": source} if source else {})
-                           for text, source in zip(texts, sources, strict=True) if text]
+        classes = read_classes(table, self.class_column, self.name) if self.class_column else [""] * len(texts)
+        rows: list[Row] = [{"text": text} | ({"source": source} if source else {}) | ({"class": said} if said else {})
+                           for text, source, said in zip(texts, sources, classes, strict=True) if text]
         shares = {"train": 1 - self.judge - self.valid - self.test,
                   "judge": self.judge, "valid": self.valid, "test": self.test}
         write_rows(out, deal(rows, [row["text"] for row in rows], shares, self.seed))
@@ -131,11 +136,28 @@ def join_columns(table: Any, columns: tuple[str, ...], name: str) -> list[str]:
     return [tidy(" ".join(str(cell) for cell in row if cell is not None)) for row in cells]
 
 
+def read_classes(table: Any, column: str, name: str) -> list[str]:
+    """Every row's class: its name where the data set has names for its numbers.   ConfigError: a row has none"""
+    if column not in table.column_names:
+        raise ConfigError("class_column", f"{name} has no column {column!r}{near(column, table.column_names)}")
+    names = getattr(table.features[column], "names", None)               # of a ClassLabel; -1 stands for none
+    found = []
+    for number, value in enumerate(table[column]):
+        if names is not None and value is not None:
+            value = names[value] if value >= 0 else None
+        try:
+            found.append(class_of(value, column))
+        except ValueError as error:
+            raise ConfigError("class_column", f"{name}, row {number}: {error}") from None
+    return found
+
+
 BUILT_IN = {"stories": Stories, "rocstories": RocStories}
 
 
 def choose_data(text: str, test: str | None, store: Store) -> Data:
-    """What `--data` says: a built-in name, a file form (see files.py), or `hub-name:column`.
+    """What `--data` says: a built-in name, a file form (see files.py), or `hub-name:text:source:class`, of which source
+    and class may be left out or empty, and text and source may be several columns, title+body.
 
     ConfigError, in one line, for a name that is nothing and for files that cannot be used.
     """
@@ -147,8 +169,11 @@ def choose_data(text: str, test: str | None, store: Store) -> Data:
         return import_files(text, test, store)
     if test is not None:
         raise ConfigError("--data", "a test file goes with a training file")
-    name, colon, column = text.rpartition(":")
-    if colon and name and column:
-        return HubTexts(name=name, columns=tuple(column.split("+")))
-    raise ConfigError("--data", f"{text!r} is no file and no built-in corpus{near(text, BUILT_IN)}; "
-                                "a hub data set is written name:column")
+    name, *columns = text.split(":")
+    if name and 1 <= len(columns) <= 3 and columns[0]:
+        said, source, label = (*columns, "", "")[:3]
+        return HubTexts(name=name, columns=tuple(said.split("+")), class_column=label,
+                        source_columns=tuple(source.split("+")) if source else ())
+    raise ConfigError("--data", f"{text!r} is no file and no built-in corpus{near(text, BUILT_IN)}; a hub data set is "
+                                "written name:text, name:text:source or name:text:source:class (name:text::class "
+                                "without a source), by its columns' names")

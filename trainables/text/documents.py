@@ -1,6 +1,7 @@
 """Documents: texts as ids, whatever their lengths, and the rows of them that a system reads.
 
     corpus --pieces--> TokenisedTexts          every split as Documents: ids one after the other, sources in front
+                       DocumentLengths         how long texts are by how long their sources are, for a sampler
     Documents --Packing--> PackedRows          to learn from: several documents in one row, apart from each other
               -----------> SingleDocuments     to be asked for: one a row, apart from its source
 
@@ -27,6 +28,7 @@ from trainables.randomness import seed_of
 from trainables.stages import Context, Stage
 from trainables.system import Batch
 from trainables.text.corpora import Data, read_rows
+from trainables.text.lengths import count_lengths, save_lengths
 from trainables.text.packing import Packing
 from trainables.text.pieces import MODEL, PieceModel, Pieces, PieceTokenizer
 from trainables.training.batches import Batches
@@ -77,6 +79,23 @@ class TokenisedTexts:
         counts, lengths = counted(folder, Pieces.load(folder).vocabulary)
         save_file({"counts": torch.from_numpy(counts), "lengths": torch.from_numpy(lengths)}, out / USE)
         (out / MODEL).write_bytes((folder / MODEL).read_bytes())
+
+
+@config
+class DocumentLengths:
+    """lengths.json: how many training texts of 0, 1, ... tokens (columns) have a source of 0, 1, ... (rows)."""
+
+    texts: TokenisedTexts
+
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return (self.texts,)
+
+    def make(self, out: Path, context: Context) -> None:
+        documents = Documents.load(context.get(self.texts), "train")
+        sources, texts = (torch.from_numpy(each) for each in (documents.sources, documents.targets))
+        save_lengths(count_lengths(sources, texts, (self.texts.source_length, self.texts.length)), out)
 
 
 def counted(folder: Path, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@
     devset.csv:ref             a named column
     devset.csv:ref:mr          ... and the column of what each text was written from, its source: conditional models
                                read it, and all texts of one source go to one split (so it may as well be an author)
+    reviews.csv:text::stars    ... and of its class, with a source or without: a number or a text, one in every row
 
 Where a row has a field or column "source" or "class" besides, that is its source or class.
 
@@ -31,9 +32,10 @@ import fsspec
 
 from trainables.config import ConfigError, config, near
 from trainables.stages import Context, Stage, Store
-from trainables.text.rows import Row, deal, tidy, write_rows
+from trainables.text.rows import Row, class_of, deal, tidy, write_rows
 
-FORM = re.compile(r"(?P<path>.+?\.(?P<kind>txt|jsonl|csv))(?::(?P<column>[^:]+))?(?::(?P<group>[^:]+))?", re.IGNORECASE)
+FORM = re.compile(r"(?P<path>.+?\.(?P<kind>txt|jsonl|csv))"
+                  r"(?::(?P<column>[^:]*))?(?::(?P<group>[^:]*))?(?::(?P<label>[^:]*))?", re.IGNORECASE)
 FEWEST = 50                            # texts a file must hold: with less there is nothing to learn or to compare
 
 
@@ -125,24 +127,25 @@ def is_file_form(text: str) -> bool:
     return FORM.fullmatch(text) is not None or Path(text).is_file()
 
 
-def _form(text: str) -> tuple[str, str, str | None, str | None]:
-    """(path, kind, column, group); a file without an ending has lines."""
+def _form(text: str) -> tuple[str, str, str | None, str | None, str | None]:
+    """(path, kind, column, group, label); a file without an ending has lines."""
     if match := FORM.fullmatch(text):
-        return match["path"], match["kind"].lower(), match["column"], match["group"]
+        return match["path"], match["kind"].lower(), match["column"] or None, match["group"] or None, \
+            match["label"] or None
     if Path(text).suffix:
         raise ConfigError(text, f"the file ends in {Path(text).suffix!r}; it must end in .txt, .jsonl or .csv")
-    return text, "txt", None, None
+    return text, "txt", None, None, None
 
 
 def parse_file(text: str, fewest: int = FEWEST) -> tuple[list[Row], list[str]]:
     """The rows of a file form, and the group of each (the text itself where none was named)."""
-    path, kind, column, group = _form(text)
+    path, kind, column, group, label = _form(text)
     content = _read(path)
     if kind == "csv":
-        records = _csv(path, content, column, group)
+        records = _csv(path, content, column, group, label)
     elif kind == "jsonl":
-        records = _jsonl(path, content, column or "text", group)
-    elif column is None:
+        records = _jsonl(path, content, column or "text", group, label)
+    elif column is group is label is None:
         records = [({"text": line}, line) for line in re.split(r"\r\n|\r|\n", content)]
     else:
         raise ConfigError(text, "a .txt file has one text a line and no columns")
@@ -171,21 +174,23 @@ def _read(path: str) -> str:
                                 "convert it, for example with iconv -t utf-8") from None
 
 
-def _csv(path: str, content: str, column: str | None, group: str | None) -> list[tuple[Row, str]]:
+def _csv(path: str, content: str, column: str | None, group: str | None, label: str | None) -> list[tuple[Row, str]]:
     reader = csv.DictReader(io.StringIO(content, newline=""))
     columns = list(reader.fieldnames or [])
     if column is None:
         raise ConfigError(path, f"say which column holds the text: {path}:column, one of {', '.join(columns)}")
-    for wanted in (column, group):
+    for wanted in (column, group, label):
         if wanted is not None and wanted not in columns:
             raise ConfigError(path, f"no column {wanted!r}{near(wanted, columns)}")
     try:
-        return [(_row(record, column, group), (record[group] or "") if group else "") for record in reader]
+        return [(_row(record, column, group, label), (record[group] or "") if group else "") for record in reader]
+    except ValueError as error:
+        raise ConfigError(path, f"line {reader.line_num}: {error}") from None
     except csv.Error as error:
         raise ConfigError(path, f"line {reader.line_num}: {error}") from None
 
 
-def _jsonl(path: str, content: str, field: str, group: str | None) -> list[tuple[Row, str]]:
+def _jsonl(path: str, content: str, field: str, group: str | None, label: str | None) -> list[tuple[Row, str]]:
     records = []
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -196,12 +201,15 @@ def _jsonl(path: str, content: str, field: str, group: str | None) -> list[tuple
             raise ConfigError(path, f"line {number} is not JSON: {error.msg}") from None
         if not isinstance(record, dict):
             raise ConfigError(path, f"line {number} is not an object with a field {field!r}")
-        for wanted in (field, group):
+        for wanted in (field, group, label):
             if wanted is not None and wanted not in record:
                 raise ConfigError(path, f"line {number} has no field {wanted!r}{near(wanted, record)}")
         if not isinstance(record[field], str):
             raise ConfigError(path, f"line {number}: field {field!r} must be a text, not {record[field]!r}")
-        records.append((_row(record, field, group), str(record[group]) if group else ""))
+        try:
+            records.append((_row(record, field, group, label), str(record[group]) if group else ""))
+        except ValueError as error:
+            raise ConfigError(path, f"line {number}: {error}") from None
         try:
             " ".join([*records[-1][0].values(), records[-1][1]]).encode()
         except UnicodeEncodeError:
@@ -210,8 +218,10 @@ def _jsonl(path: str, content: str, field: str, group: str | None) -> list[tuple
     return records
 
 
-def _row(record: Mapping[str, Any], column: str, group: str | None) -> Row:
-    """A record's text, with its source and its class where it has them."""
-    known = {"source": record.get("source", record[group] if group else None), "class": record.get("class")}
+def _row(record: Mapping[str, Any], column: str, group: str | None, label: str | None) -> Row:
+    """A record's text, with its source and its class where it has them.   ValueError: the named column has no class"""
+    text = record[column] or ""
+    known = {"source": record.get("source", record[group] if group else None),
+             "class": class_of(record[label], label) if label and text.strip() else record.get("class")}
     return {name: tidy(str(value)) for name, value in known.items() if value not in (None, "")} | \
-        {"text": record[column] or ""}
+        {"text": text}

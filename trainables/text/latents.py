@@ -6,13 +6,14 @@
     CompressedTexts(autoencoder)          every text's latents, cached     (raw states: LanguageModelStates)
     LatentStatistics(texts)               mean per feature and one scale, over the whole train split
     LengthHistogram(texts)                how many tokens the training texts have
+    LengthsBySource(texts, sources)       ... and their sources, where those are read
 
     LatentSpace.of(...)  .batches("train").take(indices) -> Batch(ids, mask, encodings=latents, source, label)
-                         .encode(batch) -> x_0 [B, L', D]    .valid(batch, ...) -> [B, L']    .draw_mask(rows, rng)
+                         .encode(batch) -> x_0 [B, L', D]    .valid(batch, ...) -> [B, L']    .draw_mask(rows, rng, ...)
                          .write(x_0, mask, decoding) -> words, once `open_to_decode` was called
 
 Perceiver latents fill all their places, so nothing is padded.  Raw encodings are as long as their text: the loss sees
-the text's places only, and a sampler draws the length first.
+the text's places only, and a sampler draws the length first, of a text that is written from a source by the source's.
 """
 
 import copy
@@ -45,6 +46,7 @@ from trainables.text.language_model import (
     copy_words,
     write_ids,
 )
+from trainables.text.lengths import count_lengths, draw_lengths, length_law, load_lengths, save_lengths
 
 CPU = torch.device("cpu")
 TEXTS_AT_ONCE = {"cpu": 64, "cuda": 512}                    # of one pass through the encoder and the compressor
@@ -190,6 +192,24 @@ class LengthHistogram:
         (out / "lengths.json").write_text(json.dumps(counts.tolist()))
 
 
+@config
+class LengthsBySource:
+    """lengths.json: how many training texts of 0, 1, ... tokens (columns) have a source of 0, 1, ... (rows)."""
+
+    texts: LanguageModelStates
+    sources: EncodedSources
+
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return self.texts, self.sources
+
+    def make(self, out: Path, context: Context) -> None:
+        texts, sources = (torch.from_numpy(np.load(context.get(stage) / "train.mask.npy", mmap_mode="r").sum(1))
+                          for stage in self.needs())
+        save_lengths(count_lengths(sources, texts, (self.sources.length, self.texts.length)), out)
+
+
 # ---------------------------------------------------------------- the space
 
 
@@ -232,12 +252,12 @@ class LatentSpace(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    lengths: Tensor
+    lengths: Tensor                     # [L + 1] cumulated, or [S + 1, L + 1] by source
 
     def __init__(self, representation: Representation, texts: Texts, sources: EncodedSources | None,
                  labels: Labels | None, context: Context):
         super().__init__()
-        self.representation, self.texts = representation, texts
+        self.representation, self.texts, self.sources = representation, texts, sources
         self.folder = context.get(texts)
         self.source_folder = None if sources is None else context.get(sources)
         self.reads = None if sources is None or sources.cached else sources.reader(replace(context, device=CPU))
@@ -258,6 +278,9 @@ class LatentSpace(nn.Module):
         self.language_model = model
         if isinstance(self.texts, CompressedTexts):
             self.perceiver = load_autoencoder(self.texts.autoencoder, model, context)
+        elif self.sources is not None:
+            counts = load_lengths(context.get(LengthsBySource(texts=self.texts, sources=self.sources)))
+            self.lengths = length_law(counts, unseen=0.0).to(self.mean.device)
         else:
             said = (context.get(LengthHistogram(texts=self.texts)) / "lengths.json").read_text()
             counts = torch.tensor(json.loads(said), dtype=torch.float64)
@@ -315,15 +338,20 @@ class LatentSpace(nn.Module):
 
     # ---------------------------------------------------------------- and back
 
-    def draw_mask(self, rows: int, rng: Rng) -> Tensor:
-        """[rows, L'] bool: lengths as the training texts have them; all of it where nothing is padded."""
+    def draw_mask(self, rows: int, rng: Rng, source: Batch | None = None) -> Tensor:
+        """[rows, L'] bool: lengths as the training texts have them, whose sources are as long where they are read; all
+        of it where nothing is padded."""
         if not self.padded:
             return torch.ones(rows, self.places, dtype=torch.bool, device=self.mean.device)
         if not len(self.lengths):
             raise ValueError("built to train, not to sample: the lengths of texts are not known")
+        place = torch.arange(self.places, device=self.mean.device)
+        if self.sources is not None:
+            assert source is not None, "texts that are written from sources are as long as those of such sources"
+            return place < draw_lengths(self.lengths[source.mask.sum(1)], rng)
         uniform = rng.uniform((rows,)).double()
         length = torch.searchsorted(self.lengths, uniform.to(self.lengths.device), right=True)
-        return torch.arange(self.places, device=self.mean.device) < length[:, None].clamp(max=self.places)
+        return place < length[:, None].clamp(max=self.places)
 
     def write(self, x0: Tensor, mask: Tensor, decoding: Decoding, rng: Rng | None = None) -> list[str]:
         """B texts of states x0 [B, L', D], valid where mask [B, L'] says so; by `rng`, where words are drawn."""

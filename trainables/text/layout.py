@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from trainables.randomness import Rng
 from trainables.system import Batch
+from trainables.text.lengths import draw_lengths, length_law
 from trainables.text.masked_lm import MaskedLmNetwork
-from trainables.text.word_information import length_law
 
 Lengths = Literal["drawn", "written"]
 
@@ -120,9 +120,7 @@ class Layout(nn.Module):
             return (place >= 0).expand(rows, -1)
         law = self.overall.expand(rows, -1) if batch is None or batch.source is None else \
             self.law[self.source_count(batch)]
-        below = law.cumsum(1)
-        drawn = torch.searchsorted(below, rng.uniform((rows, 1)).double() * below[:, -1:], right=True)
-        return place < drawn.clamp(1, self.length)
+        return place < draw_lengths(law, rng)
 
     def length_cost(self, batch: Batch) -> Tensor:
         """-ln P(the texts' lengths) [B]; 0 where the model itself says where a text ends."""

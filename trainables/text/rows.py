@@ -57,6 +57,16 @@ def tidy(text: str) -> str:
     return " ".join(text.split())
 
 
+def class_of(value: object, column: str) -> str:
+    """A class as rows have it: a number's digits, or a text.   ValueError: there is none, or a measured number"""
+    said = tidy(str(int(value) if isinstance(value, float) and value.is_integer() else value))
+    if value is None or not said:
+        raise ValueError(f"no class in {column!r}")
+    if not isinstance(value, (str, int, float)) or isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"a class is a whole number or a text, and {column!r} says {value!r}")
+    return said
+
+
 def deal(rows: list[Row], groups: list[str], shares: Mapping[str, float], seed: int) -> dict[str, list[Row]]:
     """Deal rows to splits; rows of one group go to one split, whatever order the file had them in.
 

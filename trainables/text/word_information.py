@@ -2,21 +2,20 @@
 
     corpus --tokenizer--> TokenTexts          every split as ids; the start token is not part of the state
            --count-->     WordInformation     float64, over the whole train split
-                          Spindle             how strong the words let it be; asked before anything is trained
 
     frequency     f_v = ln(1 + count) / the largest          weight_v = f_v - E f              as DiffusionBERT's code
     information   H_v = -ln p_v                              weight_v = E H / H_v - 1          as its paper, eq. 10
 
-A weight says how much later than others a word is hidden (absorbing.py's spindle): frequent words, which tell little,
-later.  E is over the corpus, so a word's weight does not hang on the sentence, which a sampler does not know; with the
-sentence's own mean (`sentence_weights`) it is what was published, and no bound.  Special tokens weigh nothing.
+A weight says how much later than others a word is hidden: frequent words, which tell little, later (spindle.py: how
+much later it may be).  E is over the corpus, so a word's weight does not hang on the sentence, which a sampler does not
+know; with the sentence's own mean (`sentence_weights`) it is what was published, and no bound.  Special tokens weigh
+nothing.
 
-The length of a text, in tokens, follows the counts of texts whose source is as long, eased towards the counts of all.
+The length of a text, in tokens, follows the counts of texts whose source is as long (lengths.py).
 """
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -26,18 +25,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.config import ConfigError, config
-from trainables.diffusion.absorbing import Absorbing
 from trainables.stages import Context, Stage
 from trainables.system import Batch
-from trainables.text.corpora import Data, Imported, Stories, read_rows
+from trainables.text.corpora import Data
 from trainables.text.families import Small
-from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder, save_words
+from trainables.text.lengths import count_lengths
+from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder
 from trainables.text.rows import count_rows, row_blocks
 from trainables.text.tokenizers import TOKENS, Words
 
 SPLITS = ("train", "valid", "test")
 ROWS_AT_ONCE = 65_536
-EASE = 4.0                    # texts' worth of the counts of all lengths, beside those of the same source length
 Measure = Literal["frequency", "information"]
 
 
@@ -147,14 +145,14 @@ class WordInformation:
         special = unsaid(folder, words)
         counts = torch.zeros(words.vocabulary, dtype=torch.long)
         L, S = self.texts.length, self.texts.source_length
-        lengths = torch.zeros((S + 1) * (L + 1), dtype=torch.long)
+        lengths = torch.zeros(S + 1, L + 1, dtype=torch.long)
         for first in range(0, len(split), ROWS_AT_ONCE):
             batch = split.take(torch.arange(first, min(first + ROWS_AT_ONCE, len(split))))
             counts += torch.bincount(batch.ids[batch.mask], minlength=words.vocabulary)
             read = torch.zeros(len(batch), dtype=torch.long) if batch.source is None else batch.source.mask.sum(1)
-            lengths += torch.bincount(read * (L + 1) + batch.mask.sum(1), minlength=len(lengths))
+            lengths += count_lengths(read, batch.mask.sum(1), (S, L))
         value, weight = weighed(counts, special, self.measure)
-        save_file({"counts": counts, "value": value, "weight": weight, "lengths": lengths.view(S + 1, L + 1)},
+        save_file({"counts": counts, "value": value, "weight": weight, "lengths": lengths},
                   out / "information.safetensors")
 
 
@@ -172,59 +170,6 @@ def weighed(counts: Tensor, special: list[int], measure: Measure) -> tuple[Tenso
     value, weight = weigh(counts, measure)
     weight[special] = 0.0
     return value, weight
-
-
-@config
-class Spindle:
-    """spindle.json: lambda, and the largest that these words allow.   ConfigError: lambda is larger
-
-    Where the words are learned here, they are learned once more to be asked before anything starts: it takes seconds,
-    and the language model that they come with takes much longer.
-    """
-
-    information: WordInformation
-    process: Absorbing
-
-    version: ClassVar[int] = 1
-
-    def needs(self) -> tuple[Stage, ...]:
-        return (self.information,)
-
-    def check(self, context: Context) -> None:
-        """ConfigError for a lambda that these words do not allow, where their weights can be known by now."""
-        texts, data = self.information.texts, self.information.texts.data
-        if self.process.relative:
-            return
-        if context.store.has(self.information):
-            self.settled(read_information(context.get(self.information))["weight"])
-        elif isinstance(texts.lm.weights, Small) and (isinstance(data, (Stories, Imported)) or context.store.has(data)):
-            self.settled(self.foreseen(context))
-
-    def foreseen(self, context: Context) -> Tensor:
-        """The weights [V], without a language model."""
-        texts = self.information.texts
-        small, rows = texts.lm.weights, read_rows(context.get(texts.data), "train")
-        assert isinstance(small, Small)
-        learned = [row["text"] for row in rows] + [row.get("source", "") for row in rows if texts.folder().sources]
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            save_words(texts.lm.tokenizer(learned, small.vocabulary), folder, texts=learned)
-            words = Words.load(folder)
-            ids, mask = words.ids([row["text"] for row in rows], texts.length + len(words.start))
-            counts = torch.bincount(ids[mask], minlength=words.vocabulary)
-            return weighed(counts, unsaid(folder, words), self.information.measure)[1]
-
-    def settled(self, weights: Tensor) -> Absorbing:
-        """The process with lambda itself.   ConfigError"""
-        try:
-            return self.process.settled(weights)
-        except ValueError as error:
-            raise ConfigError("system.process.spindle", str(error)) from None
-
-    def make(self, out: Path, context: Context) -> None:
-        weights = read_information(context.get(self.information))["weight"]
-        most = Absorbing(spindle=1.0, relative=True).settled(weights).spindle
-        (out / "spindle.json").write_text(json.dumps({"spindle": self.settled(weights).spindle, "most": most}))
 
 
 def weigh(counts: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
@@ -250,12 +195,3 @@ def sentence_weights(value: Tensor, mask: Tensor, measure: Measure) -> Tensor:
 def read_information(folder: Path) -> dict[str, Tensor]:
     """What a WordInformation stage found, by name."""
     return load_file(folder / "information.safetensors")
-
-
-def length_law(lengths: Tensor) -> Tensor:
-    """P(text has n tokens | source has k) [S + 1, L + 1] float64 from the counts; every n from 1 on is possible."""
-    able = torch.ones(lengths.shape[1], dtype=torch.float64)
-    able[0] = 0.0
-    overall = lengths.double().sum(0) + able / able.sum()
-    eased = lengths.double() + EASE * overall / overall.sum()
-    return eased * able / (eased * able).sum(1, keepdim=True)
