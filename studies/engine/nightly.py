@@ -7,6 +7,7 @@
     3 something regressed                   75 another night runs     130 stopped; the same command continues
 
 A night that is stopped, or whose disk is full, keeps all that it has done, and removes what no night needs any more.
+What ends before there is anything to judge is told by whoever started it: cluster/nightly/notify.sh.
 """
 
 import os
@@ -57,7 +58,8 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
                      "head makes it the cluster's")
         lock = locked(out)
         if accept:
-            return accepted(History(out), chosen, only)
+            with lock:                  # a night at work would write its own history over this
+                return accepted(History(out), chosen, only)
         to = {} if dry_run else addresses(asked.notify)
         with lock, withheld(to):
             return through(asked, chosen, out, json, dry_run, to, root)
@@ -133,13 +135,22 @@ def through(asked: Nightly, chosen: Nightly, out: Path, json: Path | None, dry_r
         (out / "night.md").write_text(markdown(nights), encoding="utf-8")
         (out / "history.html").write_text(history_page(asked, history), encoding="utf-8")
         say("\n" + markdown(nights) + f"\nthe history   {out / 'history.html'}")
-        if to and worth_saying(nights, before) and (failed := send(nights, to)):
-            complain(f"not told: {', '.join(failed)}")
+        if to and worth_saying(nights, before):
+            if failed := send(nights, to):
+                complain(f"not told: {', '.join(failed)}")
+            elif not stopped:
+                note_told(out)
     clear(history, asked.studies, asked.keep)
     code = stopped or exit_code(nights)
     if json is not None:
         json.write_text(report.as_json({"exit": code, "nights": nights}), encoding="utf-8")
     return code
+
+
+def note_told(out: Path) -> None:
+    """Note which run has said what there was to say: whoever started it (cluster/nightly/notify.sh) need not."""
+    if run := os.environ.get("INVOCATION_ID"):          # systemd's, or the pod's name
+        (out / "told").write_text(run + "\n", encoding="utf-8")
 
 
 def complain(text: str) -> None:

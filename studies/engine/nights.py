@@ -8,7 +8,7 @@ cells are pairs where arm, seed and the whole config agree.  So a loss within th
 has added up past the margin only if a night in between did not pass; a margin is what one may lose between two passes.
 
 Speeds are compared where both nights ran on the same kind of machine (hardware.py), whatever its name; where none did,
-the verdict says so.
+the verdict says so.  How much slower is too much says night_speed.py.
 """
 
 import hashlib
@@ -18,21 +18,20 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from studies.engine.code_version import CodeVersions
 from studies.engine.findings import Findings
-from studies.engine.ledger import Ledger, Record, curves, read_from
+from studies.engine.ledger import Record, read_from
+from studies.engine.night_speed import LOOKS, kind, slow, speed, timed, wander
 from studies.engine.regression import EVERY, SPEED, Finding, metric_finding, speed_finding
 from studies.engine.watched import Watched
 from trainables.config import classes, fingerprint
 
 Cells = dict[tuple[str, int], Record]    # (arm, seed) -> what a night keeps of a cell
-RECENT = 20                             # nights that say how much speed wanders here
-WIDEST = 2.0                            # what that may widen the margin of speed to, in margins
 
 
 class History:
@@ -48,15 +47,17 @@ class History:
 
     def good(self, watched: Watched, cells: Cells) -> Record | None:
         """The last good night that has pairs for these cells."""
-        accepted = {line["number"] for line in self.lines if line["kind"] == "accept" and line["study"] == watched.name}
-        return next((night for night in self.nights(watched.name)[::-1]
-                     if (night["verdict"] == "pass" or night["number"] in accepted)
-                     and pairs(cells_of(night), cells)), None)
+        return next((night for night in self.good_nights(watched.name)[::-1] if pairs(cells_of(night), cells)), None)
+
+    def good_nights(self, study: str) -> list[Record]:
+        """Those that passed or were accepted by hand, oldest first."""
+        accepted = {line["number"] for line in self.lines if line["kind"] == "accept" and line["study"] == study}
+        return [night for night in self.nights(study) if night["verdict"] == "pass" or night["number"] in accepted]
 
     def usual(self, watched: Watched, now: Cells) -> float:
         """How much speed wanders between good nights on tonight's kinds of machines."""
         kinds = {kind(cell) for cell in now.values()}
-        return wander([night for night in self.nights(watched.name)
+        return wander([night for night in self.good_nights(watched.name)
                        if kinds & {kind(cell) for cell in night["cells"]}], watched)
 
     def add(self, line: Record) -> None:
@@ -104,26 +105,6 @@ class History:
         return found
 
 
-def wander(nights: Sequence[Record], watched: Watched) -> float:
-    """The largest share of speed that one of the last good nights differed by from the one before, as far as that was
-    no finding: a night that is slow as a whole leaves its speed open, and passes.
-
-    Code that became faster says nothing of machines, so "improved" does not count; nor may machines widen the margin
-    without end, or a slow-down would never be found again.
-    """
-    if watched.speed is None:
-        return 0.0
-    moved = [abs(found["loss"]) for night in [each for each in nights if each["verdict"] == "pass"][-RECENT:]
-             for found in night["findings"]
-             if found["metric"] == SPEED and found["loss"] is not None and found["kind"] in ("same", "fine", "open")]
-    return min(max(moved, default=0.0), WIDEST * watched.speed.size)
-
-
-def kind(cell: Record) -> str:
-    """The kind of machine that a cell's speed was measured on; of old records only the machine's name is known."""
-    return cell.get("hardware") or cell["host"]
-
-
 def cells_of(night: Record) -> Cells:
     return {(cell["arm"], cell["seed"]): cell for cell in night["cells"]}
 
@@ -155,20 +136,6 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def speed(ledger: Ledger, record: Record) -> tuple[float | None, str | None]:
-    """Tokens per second, the median over a cell's own training, and the kind of machine; (None, ...) where it found its
-    weights made.
-
-    A checkpoint that several cells share is trained as a stage, whose speed counts for all of them.
-    """
-    for key in ("", *record["stages"][::-1]):
-        points = curves(ledger.outbox(f"stage-{key}" if key else record["key"])).get("train/tokens_per_second")
-        if points:
-            made = (ledger.stage(key) or {}) if key else record
-            return statistics.median(points.values()), made.get("hardware")
-    return None, record.get("hardware")
-
-
 def code_of(plan: Any, arm: str, versions: CodeVersions) -> dict[str, str]:
     """The definitions that an arm's stages use."""
     table: dict[str, str] = {}
@@ -186,16 +153,37 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float = 0.0) -> Verdict:
-    """Tonight's cells against the good night's."""
+def settle(watched: Watched, seeds_of_good: int | None, look: Callable[[int, bool], Verdict]) -> Verdict:
+    """Look until something can be said.   look(seeds, whether it is the last) -> what is said of so many
+
+    A night that passed with other numbers, or has more seeds to give than the good one (None: there is none), is filled
+    up.  The look at that is one of those planned, so what it finds counts; a metric that passed and is open does not.
+    """
+    looks = [watched.most] if seeds_of_good is None else [
+        seeds for seeds in watched.looks if seeds <= max(seeds_of_good, watched.seeds)]
+    done, verdict = looks[0], look(looks[0], len(looks) == 1)
+    while verdict.word == "inconclusive" and done < looks[-1]:
+        done = looks[looks.index(done) + 1]
+        verdict = look(done, done == looks[-1])
+    moved = any(found.metric != SPEED and found.kind not in ("same", "open") for found in verdict.findings)
+    if verdict.word == "pass" and done < watched.most and (moved or (seeds_of_good or 0) < watched.most):
+        again = look(watched.most, True)
+        quick = not any(slow(found, watched, math.inf) for found in again.findings)
+        return verdict if again.word == "inconclusive" and quick else again
+    return verdict
+
+
+def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float = 0.0, last: bool = True) -> Verdict:
+    """Tonight's cells against the good night's.   `usual`: what speed wanders by;  `last`: no look comes after this"""
     lost = [f"{cell['arm']} seed {cell['seed']} {cell['status']}: {cell['reason']}" for cell in now.values()
             if cell["status"] != "done"]
     lost += [f"{new['arm']} seed {new['seed']}: {metric} has no value any more"
              for old, new in (pairs(cells_of(good), now) if good else []) for metric in watched.margins
              if old["metrics"].get(metric) is not None and new["metrics"].get(metric) is None]
-    findings = () if good is None else tuple(_findings(watched, cells_of(good), now, usual))
+    findings = () if good is None else tuple(_findings(watched, cells_of(good), now, usual, last))
     worse = [found for found in findings if found.kind == "regressed"]
-    undecided = [found for found in findings if found.kind == "open" and found.metric != SPEED]
+    undecided = [found for found in findings
+                 if (slow(found, watched, usual if last else 0.0) if found.metric == SPEED else found.kind == "open")]
     if worse:
         return Verdict("regressed", "; ".join(map(spell, worse)) + ("; " + "; ".join(lost) if lost else ""), findings)
     if lost or not now:
@@ -212,11 +200,6 @@ def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float 
     return Verdict("pass", "within the margins" + of_speed(before, now, findings), findings)
 
 
-def timed(both: Iterable[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
-    """The pairs of which both have a speed of their own: what was reused has its old one."""
-    return [(old, new) for old, new in both if old["key"] != new["key"] and old["speed"] and new["speed"]]
-
-
 def of_speed(before: Cells, now: Cells, findings: Sequence[Finding]) -> str:
     """What a night that passes leaves open of speed (its last finding is the one of all arms), in words."""
     both, widest = timed(pairs(before, now)), next((each for each in findings[::-1] if each.metric == SPEED), None)
@@ -229,7 +212,7 @@ def of_speed(before: Cells, now: Cells, findings: Sequence[Finding]) -> str:
     return f"; speed is open: {spell(widest)}"
 
 
-def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iterable[Finding]:
+def _findings(watched: Watched, before: Cells, now: Cells, usual: float, last: bool) -> Iterable[Finding]:
     looks, both = len(watched.looks), pairs(before, now)
     for arm in watched.arms:
         mine = [(old["metrics"], new["metrics"]) for old, new in both if new["arm"] == arm]
@@ -243,8 +226,9 @@ def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iter
         alike = [(old, new) for old, new in timed(both) if kind(old) == kind(new)]
         for arm in (*watched.arms, *([EVERY] if len(watched.arms) > 1 else [])):
             some = [(old["speed"], new["speed"]) for old, new in alike if arm in (EVERY, new["arm"])]
-            yield speed_finding(arm, [old for old, _ in some], [new for _, new in some],
-                                max(watched.speed.size, usual), watched.level, looks)
+            found = speed_finding(arm, [old for old, _ in some], [new for _, new in some],
+                                  max(watched.speed.size, usual), watched.level, LOOKS)
+            yield found if last or found.kind != "regressed" else replace(found, kind="open")
 
 
 def spell(found: Finding) -> str:
@@ -255,7 +239,8 @@ def spell(found: Finding) -> str:
         bounds = "" if found.low is None or found.high is None else (
             f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f} %)")
         way = "slower" if found.loss > 0 else "faster"
-        return f"{found.arm}: {100 * abs(found.loss):.1f} % {way}{bounds}, median of {found.pairs} pairs"
+        return (f"{found.arm}: {100 * abs(found.loss):.1f} % {way}{bounds}, margin {100 * found.margin:.0f} %, "
+                f"median of {found.pairs} pairs")
     bounds = "" if found.low is None or found.high is None else (
         f" (95 % interval {found.low:+.3g} to {found.high:+.3g})")
     share = f", {100 * found.share:+.1f} %" if found.share is not None and abs(found.share) < 10 else ""

@@ -16,7 +16,7 @@ margin is called regressed with that share at most, whatever the metrics have to
 Speed is judged by the ratios of tokens per second, tonight over the good night, on the same machine.  Ratios have
 outliers (a neighbour wakes up), so it is their median, and its interval comes from order statistics (the sign test),
 which assume no law.  No statistics of one night see a machine that is slow all night: a loss must also exceed what good
-nights on this machine have differed by.
+nights on this machine have differed by (night_speed.py).
 """
 
 import functools
