@@ -168,8 +168,8 @@ def settle(watched: Watched, seeds_of_good: int | None, look: Callable[[int, boo
     moved = any(found.metric != SPEED and found.kind not in ("same", "open") for found in verdict.findings)
     if verdict.word == "pass" and done < watched.most and (moved or (seeds_of_good or 0) < watched.most):
         again = look(watched.most, True)
-        quick = not any(slow(found, watched, math.inf) for found in again.findings)
-        return verdict if again.word == "inconclusive" and quick else again
+        crawls = any(slow(found, watched, math.inf) for found in again.findings)
+        return again if again.word in ("failed", "regressed") or again.word == "inconclusive" and crawls else verdict
     return verdict
 
 
