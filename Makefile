@@ -21,8 +21,10 @@ test-cluster: .venv/installed-clouds .venv-azure/installed
 	PALIMPSEST_LABS=1 $(BIN)/python -m pytest tests/test_never_stuck.py tests/test_search*.py tests/test_cluster_*.py $(ARGS)
 	.venv-azure/bin/python -m pytest tests/test_cluster_clouds.py -k azure $(ARGS)
 
-test-clouds: .venv/installed-clouds
-	$(BIN)/python -m pytest tests/test_cluster_aws.py tests/test_cluster_clouds.py tests/test_cluster_kubernetes.py $(ARGS)
+test-clouds: .venv/installed-clouds .venv-azure/installed
+	$(BIN)/python -m pytest tests/test_cluster_aws.py tests/test_cluster_clouds.py tests/test_cluster_database.py \
+		tests/test_cluster_kubernetes.py $(ARGS)
+	.venv-azure/bin/python -m pytest tests/test_cluster_clouds.py -k azure $(ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -34,7 +36,9 @@ ui: .venv/installed
 
 search: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[search]'
-	$(BIN)/optuna-dashboard --host 127.0.0.1 --port 8080 $${OPTUNA_STORAGE:-sqlite:///results/optuna.db}
+	storage=$${OPTUNA_STORAGE:-$$(ls results/optuna.journal 2> /dev/null || echo results/optuna.db)}; \
+	case "$$storage" in *://* | *.journal) ;; *) storage="sqlite:///$$storage" ;; esac; \
+	$(BIN)/optuna-dashboard --host 127.0.0.1 --port 8080 "$$storage"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Palimpsest needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

@@ -47,7 +47,8 @@ from search_spaces.domains import Integers, LogUniform, Space  # noqa: E402
 from studies.engine import report  # noqa: E402
 from studies.engine.inline import Place, attempt  # noqa: E402
 from studies.engine.ledger import Ledger  # noqa: E402
-from studies.engine.plan import Plan, make_plan  # noqa: E402
+from studies.engine.plan import Plan  # noqa: E402
+from studies.engine.planning import make_plan  # noqa: E402
 from studies.engine.provenance import Code  # noqa: E402
 from studies.engine.pruning import Halving  # noqa: E402
 from studies.engine.search import Search  # noqa: E402

@@ -41,7 +41,11 @@ def main() -> int:
 def of_hosts(provider: dict, joined: list[str]) -> Iterator[str]:
     """Hosts of the file that have not joined, each with the reason that can be seen from here."""
     for host in [provider["head_ip"], *provider["worker_ips"]]:
-        address = socket.gethostbyname(host)
+        try:
+            address = socket.gethostbyname(host)
+        except OSError:
+            yield f"missing  {host}: the head knows no machine of that name"
+            continue
         if address not in joined:
             why = "Ray does not run there" if reached(address) else "it does not answer on port 22"
             yield f"missing  {host}: {why}{last_word(host)}"

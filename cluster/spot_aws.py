@@ -1,4 +1,4 @@
-"""Spot on AWS: Ray asks in every zone, and says with EC2's own word why there was none."""
+"""Spot on AWS: Ray asks in every zone, and says with EC2's own word why the last one had none."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ SOLD_OUT = {
     "MaxSpotInstanceCountExceeded",  # the account's quota for spot
     "SpotMaxPriceTooLow",  # a SpotOptions.MaxPrice below the market
     "UnfulfillableCapacity",
+    "Unsupported",  # not offered in the zone that was asked last: Ray tells its word alone, and others may be sold out
 }
 MARKET = "palimpsest-market"
 

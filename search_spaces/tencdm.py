@@ -22,7 +22,7 @@ def space(trial: Trial) -> Space:
     """The optimizer's, and what the paper argues about."""
     return nuisance(trial) | {
         "system.process.schedule": schedules(),
-        "system.times.low": LogUniform(1e-5, 0.15),
+        "system.times.low": LogUniform(1e-5, max(0.15, 2 * trial.system.times.low)),
         "system.self_conditioning": Uniform(0.0, 1.0),
         "system.network.dropout": Uniform(0.0, 0.2),
         "system.decoder.noise_up_to": Uniform(0.01, 0.6),

@@ -38,8 +38,7 @@ def thesis(trial: Trial) -> dict:
 
 
 study = Study(
-    name="ablation_optimizer",
-    question="Does the sign of a momentum train a diffusion as well as Adam?",
+    name="ablation_optimizer", question="Does the sign of a momentum train a diffusion as well as Adam?",
     expectation="Each at its best rate, Lion about equals AdamW; at AdamW's own rate it is far too fast.",
     scales={"laptop": Scale(tencdm_laptop), "paper": Scale(tencdm, Resources(gpus=1))},
     arms={
@@ -50,9 +49,9 @@ study = Study(
     },
     report=(
         Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
-        Minimise("test/total_variation"),
-        Maximise("test/mauve"), Minimise("test/perplexity"), Minimise("test/judge_nll"),
-        Maximise("test/diversity"), Watch("test/memorisation"), Maximise("valid/context_gain"), Minimise("valid/loss"),
+        Minimise("test/total_variation"), Maximise("test/mauve"), Minimise("test/perplexity"),
+        Minimise("test/judge_nll"), Maximise("test/diversity"), Watch("test/memorisation"),
+        Maximise("valid/context_gain"), Minimise("valid/loss"),
     ),
     seeds=3,
 )

@@ -4,6 +4,7 @@
     python studies/tune.py tencdm                           30 points by TPE, the worst stopped early, the best compared
                                                             with the recipe on test texts, with other seeds
     python studies/tune.py tencdm --space joint --goals quality,diversity,cost --sampler nsga2 --trials 60
+                                                            a front; nobody is stopped early, unless --prune-on says how
     python studies/tune.py ld4lg --trials 50                the same command with a larger budget continues
     python studies/tune.py tencdm --trials 200 --hours 10   200 points, or what 10 hours bear, the comparison included
     make search                                             every search in optuna-dashboard, slice by slice
@@ -63,13 +64,14 @@ class Stop(StrEnum):
 
 SAMPLERS: dict[How, Sampler] = {How.tpe: Tpe(), How.quasi_random: QuasiRandom(), How.gp: GaussianProcess(),
                                 How.nsga2: Nsga2()}
+TRIALS, GOALS, SEED = 30, "quality", 1_000      # what an option is that nobody types
 # What is taken for quality: the first that the data and the recipe's evaluation have.
 QUALITY = (Minimise("valid/illegal"), Maximise("valid/mauve"), Maximise("valid/bleu"), Minimise("valid/fd"),
            Minimise("valid/judge_nll"), Minimise("valid/perplexity"))
 REPORT = (
     Minimise("test/illegal"), Minimise("test/oracle_nll"), Minimise("test/total_variation"), Maximise("test/mauve"),
     Maximise("test/bleu"), Minimise("test/fd"), Minimise("test/judge_nll"), Minimise("test/perplexity"),
-    Maximise("test/diversity"), Watch("test/memorisation"), Watch("valid/loss"))
+    Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/wrong_class"), Watch("valid/loss"))
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ class Stopping:
         metrics = self.metrics or self.usual(trial)
         if not metrics:
             return None
-        first = trial.training.validate_every
-        return Median(metrics[0], after=first) if self.how == Stop.median else Halving(*metrics, first=first)
+        first, steps = trial.training.validate_every, trial.training.steps
+        return Median(metrics[0], after=first) if self.how == Stop.median else \
+            Halving(*metrics, first=first, steps=steps)
 
     def usual(self, trial: Trial) -> Sought:
         """Raw losses tell little of what hangs on context, and are not comparable where the task moves; the share of
@@ -135,20 +138,28 @@ def parse_goals(text: str) -> tuple[str, ...]:
     return words
 
 
-def parse_curves(text: str, stop: Stop) -> Sought:
+def parse_curves(text: str, stop: Stop | None) -> Sought:
     """Metrics that training records by step."""
     words = parse_goals(text)
     for word in words:
         if ":" not in word:
             raise typer.BadParameter(f"{word!r} is neither min:METRIC nor max:METRIC", param_hint="--prune-on")
+    if stop == Stop.none:
+        raise typer.BadParameter("--prune none stops nobody", param_hint="--prune-on")
     if stop == Stop.median and len(words) > 1:
         raise typer.BadParameter("the median is of one metric; halving takes several", param_hint="--prune-on")
     return tuple((Minimise if word.startswith("min:") else Maximise)(word.partition(":")[2]) for word in words)
 
 
-def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, trials: int, stop: Stop,
+def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, trials: int, stop: Stop | None,
              stop_on: Sought, seed: int) -> Study:
-    """The search as a study: the recipe, and the points that were found."""
+    """The search as a study: the recipe, and the points that were found.   stop: None for what is usual: one curve says
+    who falls behind in one goal, but of several it would stop the cheap or the diverse that belong on the front."""
+    typed = {"--space": (which, Which.space), "--trials": (trials, TRIALS), "--sampler": (how, How.tpe),
+             "--goals": (",".join(goals), GOALS), "--prune": (stop, None), "--prune-on": (spelled(stop_on), ""),
+             "--search-seed": (seed, SEED)}
+    if stop is None:
+        stop = Stop.halving if stop_on or len(goals) == 1 else Stop.none
     recipes: Any = importlib.import_module(f"trainables.{system}")
     if which == Which.joint and system != System.tencdm:
         raise typer.BadParameter("the joint space is over tencdm", param_hint="--space")
@@ -161,7 +172,14 @@ def study_of(system: System, which: Which, goals: tuple[str, ...], how: How, tri
         question=f"Which settings suit {system}?",
         scales={"laptop": Scale(getattr(recipes, f"{system}_laptop")),
                 "paper": Scale(getattr(recipes, system), Resources(gpus=1))},
-        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune, program=f"studies/tune.py {system}")
+        arms={system.value: Arm()}, report=REPORT, seeds=3, tune=tune,
+        program=" ".join([f"studies/tune.py {system}", *(f"{flag} {value}" for flag, (value, usual) in typed.items()
+                                                         if value != usual)]))
+
+
+def spelled(metrics: Sought) -> str:
+    """As --prune-on has them."""
+    return ",".join(f"{'min' if isinstance(metric, Minimise) else 'max'}:{metric.metric}" for metric in metrics)
 
 
 def run(
@@ -169,14 +187,15 @@ def run(
     system: Annotated[System, typer.Argument(help="Whose recipe is tuned.")],
     space: Annotated[Which, typer.Option(
         help="Everything, the optimizer's only, or the mission's joint one.")] = Which.space,
-    trials: Annotated[int, typer.Option(min=1, help="Points, those of earlier commands included.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="Points, those of earlier commands included.")] = TRIALS,
     sampler: Annotated[How, typer.Option(help="How points are chosen.")] = How.tpe,
     goals: Annotated[str, typer.Option(
-        help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = "quality",
-    prune: Annotated[Stop, typer.Option(help="Who is stopped early.")] = Stop.halving,
+        help="Comma-separated: quality, diversity, cost, min:valid/METRIC, max:valid/METRIC.")] = GOALS,
+    prune: Annotated[Stop | None, typer.Option(
+        help="Who is stopped early; without it, halving for one goal and with --prune-on, else none.")] = None,
     prune_on: Annotated[str | None, typer.Option(
         help="By what: min:valid/METRIC or max:valid/METRIC, as training records it; several with commas.")] = None,
-    search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = 1_000,
+    search_seed: Annotated[int, typer.Option(help="Of the search and its trainings.")] = SEED,
     storage: Annotated[str | None, typer.Option(
         help="Where it is remembered: a .db or .journal file, postgresql://...; without it, in OUT.")] = None,
 ) -> None:

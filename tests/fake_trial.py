@@ -4,6 +4,7 @@ samples, metrics; and levers to slow it down, to make it fail, and to make it di
 import json
 import math
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,32 @@ class Words:
     def make(self, out: Path, context: Context) -> None:
         rows = [{"text": f"story number {i}"} for i in range(self.size)]
         write_rows(out, {split: rows for split in ("train", "judge", "valid", "test")})
+
+
+@config
+class Fragile:
+    """A shared stage to which something happens, as often as it says.  `diary` lists the processes that were at it."""
+
+    diary: str
+    harm: Literal["kill", "notice", "wait"] = "kill"
+    times: int = 0
+
+    version: ClassVar[int] = 1
+
+    def needs(self) -> tuple[Stage, ...]:
+        return ()
+
+    def make(self, out: Path, context: Context) -> None:
+        with open(self.diary, "a") as diary:
+            diary.write(f"{os.getpid()}\n")
+        attempt = len(Path(self.diary).read_text().split())
+        if attempt <= self.times:
+            if self.harm == "wait":
+                time.sleep(60)
+            os.kill(os.getpid(), signal.SIGTERM if self.harm == "notice" else signal.SIGKILL)
+        if context.should_stop():
+            raise Stopped(attempt)
+        (out / "made.json").write_text("{}")
 
 
 Data = Words | Imported | Stories

@@ -157,7 +157,7 @@ def gpus(cluster: Cluster, out: Path) -> dict[str, Any]:
     fake = cluster.add_node(num_cpus=2, num_gpus=1)
     cluster.wait_for_nodes()
     found = {"gpus": command(study("gpus", Resources(gpus=0.5), training=slow(0.2)), out),
-             "too many": command(study("many", Resources(gpus=2)), out)}
+             "too many": command(study("many", Resources(gpus=1, workers=2)), out)}
     cluster.remove_node(fake)
     return found
 

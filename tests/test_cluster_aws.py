@@ -1,11 +1,12 @@
-"""cluster/gpu.yaml and cluster/aws.yaml against a pretend AWS: moto, for EC2, IAM, S3, EFS and CloudFormation.
+"""cluster/gpu.yaml and cluster/aws.yaml against a pretend AWS: moto, for EC2, IAM, S3, EFS, RDS and CloudFormation.
 
     the stack            made, its ids written into a copy of gpu.yaml by its own `Fill` command
     bootstrap, launch    Ray's own AWS code: key pair, group, roles, head, workers, spot, volumes, tags, image
     spot sold out        cluster/spot.py takes the same machine at the full price, and only then
     the end              no machine is left, and removing the stack leaves results alone
 
-Run as a program it is that server:   python tests/test_cluster_aws.py PORT FILE     (no spot while FILE exists)
+Run as a program it is that server:   python tests/test_cluster_aws.py PORT FILE
+(no spot while FILE exists; it holds EC2's word for that, or a subnet and its word on each line)
 """
 
 # pyright: reportMissingImports=false
@@ -46,13 +47,54 @@ def serve(port: int, sold_out: Path, host: str = "127.0.0.1") -> None:
 
     def run_instances(self: Any, *arguments: Any, **options: Any) -> Any:
         if sold_out.exists() and "spot" in repr(options):
-            raise EC2ClientError(sold_out.read_text() or "InsufficientInstanceCapacity", "There is no Spot capacity.")
+            said = [line.split() for line in sold_out.read_text().splitlines()] or [["InsufficientInstanceCapacity"]]
+            word = next(line[-1] for line in said if len(line) == 1 or line[0] == options["subnet_id"])
+            raise EC2ClientError(word, "There is no Spot capacity.")
         return launch(self, *arguments, **options)
 
     InstanceBackend.run_instances = run_instances  # type: ignore[method-assign]
+    keeps_secrets()
     # moto has a copy of AWS's public parameters, but not of the deep learning images'.
     ResourceMap.parse_ssm_parameter = lambda self, name, kind: IMAGES[name]  # type: ignore[method-assign]
     main(["-H", host, "-p", str(port)])
+
+
+def keeps_secrets() -> None:
+    """Teach moto's CloudFormation to make a secret, which its Secrets Manager can keep."""
+    from moto.cloudformation.parsing import get_model_map
+    from moto.core.common_models import CloudFormationModel
+    from moto.secretsmanager.models import secretsmanager_backends
+
+    class Secret(CloudFormationModel):
+        __module__ = "moto.secretsmanager.models"  # by which moto files its classes
+
+        def __init__(self, arn: str):
+            self.physical_resource_id = arn
+
+        @staticmethod
+        def cloudformation_name_type() -> str:
+            return "Name"
+
+        @staticmethod
+        def cloudformation_type() -> str:
+            return "AWS::SecretsManager::Secret"
+
+        @classmethod
+        def create_from_cloudformation_json(  # type: ignore[override]
+            cls, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str, **_: Any
+        ) -> "Secret":
+            backend, asked = secretsmanager_backends[account_id][region_name], cloudformation_json["Properties"]
+            made = asked["GenerateSecretString"]
+            password = backend.get_random_password(
+                password_length=made["PasswordLength"], exclude_characters="", exclude_numbers=False,
+                exclude_punctuation=made["ExcludePunctuation"], exclude_uppercase=False, exclude_lowercase=False,
+                include_space=False, require_each_included_type=True)
+            said = json.loads(made["SecretStringTemplate"]) | {
+                made["GenerateStringKey"]: json.loads(password)["RandomPassword"]}
+            answer = backend.create_secret(resource_name, json.dumps(said), None, None, None, None, None, [], False)
+            return cls(json.loads(answer)["ARN"])
+
+    assert get_model_map()["AWS::SecretsManager::Secret"] is Secret
 
 
 class Aws:
@@ -221,6 +263,10 @@ def test_roles_can_do_little(aws: Aws):
     autoscaler = yaml.safe_load(autoscaler) if isinstance(autoscaler, str) else autoscaler  # moto: as text
     passing = [rule for rule in autoscaler["Statement"] if rule["Action"] == "iam:PassRole"]
     assert [rule["Resource"] for rule in passing] == [iam.get_role(RoleName=ROLES[1])["Role"]["Arn"]]
+    making = [rule for rule in autoscaler["Statement"] if "iam:CreateServiceLinkedRole" in rule["Action"]]
+    assert [rule["Condition"] for rule in making] == [{"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}], (
+        "an account's first spot machine needs AWS's own role for it, and no other is made"
+    )
     ending = [rule for rule in autoscaler["Statement"] if rule["Action"] == ["ec2:TerminateInstances"]]
     assert ending[0]["Condition"] == {"StringEquals": {"ec2:ResourceTag/project": "palimpsest"}}
 
@@ -340,10 +386,68 @@ def test_spot_sold_out_means_on_demand(aws: Aws, tmp_path: Path, monkeypatch: py
     ]
     assert sorted(seen) == [("g6e.2xlarge", "on-demand", "on-demand"), *[("g6e.2xlarge", "spot", "spot")] * 2]
 
+    # Three zones, asked in turn, five times: the second has the last word, and does not offer the type.
+    zones = config["available_node_types"]["l40s"]["node_config"]["SubnetIds"]
+    words_of = zip(zones, ("InsufficientInstanceCapacity", "Unsupported", "InsufficientInstanceCapacity"), strict=True)
+    aws.sold_out.write_text("\n".join(f"{zone} {word}" for zone, word in words_of))
+    with pytest.raises(NodeLaunchException) as last:
+        launch(plain, config, "l40s")
+    assert last.value.category == "Unsupported", "Ray tells the last zone's alone"
+    launch(provider, config, "l40s")
+    assert [words(each)["palimpsest-market"] for each in aws.machines()].count("on-demand") == 2
+
     aws.sold_out.write_text("UnauthorizedOperation")  # not about capacity: the full price would not help
     with pytest.raises(NodeLaunchException):
         launch(provider, config, "l40s")
-    assert len(aws.machines()) == 3
+    assert len(aws.machines()) == 4
+
+
+def test_a_database_outside_the_head_is_made_if_it_is_asked_for(aws: Aws, tmp_path: Path):
+    """In the machines' own group, reached from nowhere else; its address in gpu.yaml, its password in no file."""
+    without = fill(aws.make_stack(), tmp_path).read_text()
+    rds, iam = aws.client("rds"), aws.client("iam")
+    assert not rds.describe_db_instances()["DBInstances"] and "BACKEND" not in without, "it costs, so it is asked for"
+    assert not aws.client("secretsmanager").list_secrets()["SecretList"]
+    aws.client("cloudformation").delete_stack(StackName="palimpsest")
+
+    path = fill(command := aws.make_stack(Database="db.t4g.micro"), tmp_path)
+    (database,) = rds.describe_db_instances()["DBInstances"]
+    (group,) = yaml.safe_load(path.read_text())["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
+    properties = yaml.load(STACK.read_text(), Loader=_plain())["Resources"]["Runs"]["Properties"]
+    assert properties["VPCSecurityGroups"] == ["Access.GroupId"] and group  # moto's CloudFormation drops this one
+    assert (database["Engine"], database["EngineVersion"], database["DBInstanceClass"]) == (
+        "postgres", "16.15", "db.t4g.micro")
+    assert not database["PubliclyAccessible"] and database["StorageEncrypted"]
+    assert database["BackupRetentionPeriod"] == 7
+    assert len(database["DBSubnetGroup"]["Subnets"]) == 3
+    (secret,) = aws.client("secretsmanager").list_secrets()["SecretList"]
+    password = json.loads(aws.client("secretsmanager").get_secret_value(SecretId=secret["ARN"])["SecretString"])
+    assert password["username"] == "palimpsest" and re.fullmatch(r"\w{40}", password["password"])
+    (up,) = yaml.safe_load(path.read_text())["head_setup_commands"]
+    backend, where, rest = up.split(" ", 2)
+    address = database["Endpoint"]["Address"]
+    assert backend == f"BACKEND=postgresql+psycopg2://palimpsest@{address}:5432/mlflow?sslmode=require"
+    assert where == f"SECRET={secret['ARN']}"
+    assert re.fullmatch("ARTIFACTS=s3://[a-z0-9-]+/mlflow bash ~/palimpsest/cluster/mlflow/up.sh", rest)
+    assert password["password"] not in path.read_text() + command
+    assert iam.list_role_policies(RoleName=ROLES[0])["PolicyNames"].count("password") == 1
+    assert "password" not in iam.list_role_policies(RoleName=ROLES[1])["PolicyNames"], "workers have no business there"
+    document = iam.get_role_policy(RoleName=ROLES[0], PolicyName="password")["PolicyDocument"]
+    (rule,) = (yaml.safe_load(document) if isinstance(document, str) else document)["Statement"]
+    assert (rule["Action"], rule["Resource"]) == ("secretsmanager:GetSecretValue", secret["ARN"])
+
+    filled = path.read_text()
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    assert path.read_text() == filled, "filling twice is filling once"
+    aws.client("cloudformation").delete_stack(StackName="palimpsest")
+    subprocess.run(["sh", "-c", aws.make_stack()], cwd=tmp_path, check=True)
+    assert "BACKEND" not in path.read_text() and "- ARTIFACTS=s3://" in path.read_text(), "and taken away again"
+
+
+@pytest.mark.parametrize("said", ["", "db.t4g.micro", "db.m7g.large"])
+def test_the_stack_takes_classes_of_databases(said: str):
+    pattern = yaml.load(STACK.read_text(), Loader=_plain())["Parameters"]["Database"]["AllowedPattern"]
+    assert re.fullmatch(pattern, said) and not re.fullmatch(pattern, "yes")
 
 
 def test_removing_the_stack_keeps_results(aws: Aws):
@@ -351,6 +455,7 @@ def test_removing_the_stack_keeps_results(aws: Aws):
     text = STACK.read_text()
     for kind in ("AWS::S3::Bucket", "AWS::EFS::FileSystem"):
         assert re.search(f"Type: {kind}\n    Condition: \\w+\n    DeletionPolicy: Retain", text)
+    assert re.search("Type: AWS::RDS::DBInstance\n    Condition: \\w+\n    DeletionPolicy: Snapshot", text)
     aws.client("cloudformation").delete_stack(StackName="palimpsest")
     assert not aws.client("iam").list_instance_profiles()["InstanceProfiles"]
     tagged = aws.client("ec2").describe_security_groups(Filters=[{"Name": "tag:project", "Values": ["palimpsest"]}])

@@ -121,6 +121,34 @@ def test_what_setup_installs_is_pinned():
             raise AssertionError(f"{name} installs {package} at any version")
 
 
+def test_what_a_laptop_installs_is_pinned():
+    """Each package that a launcher's first lines or README name is there in the version of constraints.txt, or of the
+    extra that Azure has of its own."""
+    known = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    known |= dict(re.findall(r'"([\w.-]+)==([\w.]+)"', (ROOT / "pyproject.toml").read_text()))
+    named = 0
+    for path in (*(CLUSTER / name for name in LAUNCHERS), CLUSTER / "README.md"):
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"pip install ((?:[\w'.=-]+ *)+)", text):
+            for package, _, number in (each.strip("'").partition("==") for each in line.split()):
+                assert known.get(package) == number, f"{path.name}: {package}=={number}"
+                named += 1
+    assert named >= 12
+
+
+def test_a_host_without_an_address_is_told_of(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("ray", reason="needs Ray")
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("nodes", CLUSTER / "nodes.py")
+    assert spec is not None and spec.loader is not None
+    nodes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nodes)
+    hosts = {"head_ip": "127.0.0.1", "worker_ips": ["no-such-host.invalid"]}
+    assert [*nodes.of_hosts(hosts, ["127.0.0.1"])] == [
+        "missing  no-such-host.invalid: the head knows no machine of that name"]
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 def test_workers_come_from_zero_and_spot_is_marked(name: str):
     config = as_ray_reads(load(name))

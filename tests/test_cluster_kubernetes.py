@@ -79,6 +79,66 @@ AUTOSCALER = {
 }
 
 
+# What kueue.x-k8s.io/v1beta2 knows, level by level, of the kinds that kueue.yaml uses (Kueue 0.20, which serves nothing
+# older), and what must be there; a level that is a list is one of its items.
+KUEUE = {
+    "ResourceFlavor": {"spec": {"nodeLabels", "nodeTaints", "tolerations", "topologyName", "resourceWeights"}},
+    "ClusterQueue": {
+        "spec": {
+            "resourceGroups",
+            "cohortName",
+            "queueingStrategy",
+            "namespaceSelector",
+            "flavorFungibility",
+            "preemption",
+            "admissionChecksStrategy",
+            "stopPolicy",
+            "fairSharing",
+            "admissionScope",
+            "concurrentAdmissionPolicy",
+        },
+        "spec.preemption": {"reclaimWithinCohort", "borrowWithinCohort", "withinClusterQueue"},
+        "spec.namespaceSelector": {"matchLabels", "matchExpressions"},
+        "spec.resourceGroups": {"coveredResources", "flavors"},
+        "spec.resourceGroups.flavors": {"name", "resources"},
+        "spec.resourceGroups.flavors.resources": {"name", "nominalQuota", "borrowingLimit", "lendingLimit"},
+    },
+    "LocalQueue": {"spec": {"clusterQueue", "stopPolicy", "fairSharing", "wallTimePolicy"}},
+    "WorkloadPriorityClass": {"": {"apiVersion", "kind", "metadata", "value", "description"}},
+}
+
+
+def levels(value: Any, path: str) -> Iterator[dict[str, Any]]:
+    """The mappings at a dotted path."""
+    for part in filter(None, path.split(".")):
+        inner = [each.get(part, {}) for each in (value if isinstance(value, list) else [value])]
+        value = [each for some in inner for each in (some if isinstance(some, list) else [some])]
+    yield from value if isinstance(value, list) else [value]
+
+
+def kueue_refuses(each: dict[str, Any]) -> Iterator[str]:
+    """What a Kueue of v1beta2 would not take of a document."""
+    if each["apiVersion"] != "kueue.x-k8s.io/v1beta2":
+        yield f"{each['apiVersion']} is not served"
+    for path, known in KUEUE[each["kind"]].items():
+        for level in levels(each, path):
+            yield from (f"{each['kind']}: {path}: no {word}" for word in level.keys() - known)
+    spec = each.get("spec", {})
+    if each["kind"] == "ClusterQueue":
+        if spec["queueingStrategy"] not in ("StrictFIFO", "BestEffortFIFO"):
+            yield "queueingStrategy"
+        if spec["preemption"]["withinClusterQueue"] not in ("Never", "LowerPriority", "LowerOrNewerEqualPriority"):
+            yield "preemption.withinClusterQueue"
+        for group in spec["resourceGroups"]:
+            for flavor in group["flavors"]:
+                if [each["name"] for each in flavor["resources"]] != group["coveredResources"]:
+                    yield "a flavor lists every covered resource, in order"
+    if each["kind"] == "WorkloadPriorityClass" and not isinstance(each["value"], int):
+        yield "value: a whole number"
+    if (each["kind"] == "LocalQueue") != ("namespace" in each["metadata"]):
+        yield "only a LocalQueue stands in a namespace"
+
+
 def documents() -> list[tuple[str, dict[str, Any]]]:
     return [(path.name, each) for path in sorted(HERE.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text())]
 
@@ -122,13 +182,32 @@ def test_every_kind_is_there():
     } <= kinds
 
 
+def test_kueue_takes_what_is_its_own():
+    found = [each for name, each in documents() if name == "kueue.yaml"]
+    assert {each["kind"] for each in found} == KUEUE.keys()
+    assert not [problem for each in found for problem in kueue_refuses(each)]
+    (queue,) = [each for each in found if each["kind"] == "ClusterQueue"]
+    flavors = {each["metadata"]["name"] for each in found if each["kind"] == "ResourceFlavor"}
+    assert {flavor["name"] for group in queue["spec"]["resourceGroups"] for flavor in group["flavors"]} <= flavors
+    (local,) = [each for each in found if each["kind"] == "LocalQueue"]
+    assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    old = queue | {"apiVersion": "kueue.x-k8s.io/v1beta1", "spec": queue["spec"] | {"cohort": "ours"}}
+    assert len([*kueue_refuses(old)]) == 2, "the check can fail"
+
+
+def test_a_restore_forgets_the_drivers_marks():
+    """As cluster/mlflow/restore.sh does: else what was recorded after the backup is never sent again."""
+    (line,) = re.findall(r"delete from tags where key = 'journal'", (HERE / "postgres.yaml").read_text())
+    assert line in (ROOT / "cluster/mlflow/restore.sh").read_text()
+
+
 def test_kubernetes_takes_every_manifest():
     validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
     for _, each in documents():
         if "." in each["apiVersion"].split("/")[0] and not each["apiVersion"].split("/")[0].endswith(".k8s.io"):
             continue  # ray.io: below
         if each["apiVersion"].startswith(("kueue", "kustomize")):
-            continue
+            continue  # kueue: above
         validate.validate(each, VERSION, strict=True)
     for name, template in pods():
         pod = {

@@ -1,5 +1,6 @@
 """Statistics against oracles and laws: paired tests, corrections, margins, factors, and deciding by looking."""
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -24,7 +25,7 @@ from studies.engine.compare import (
     needed_not_worse,
     noninferiority_power,
 )
-from studies.engine.decide import FIRST, TAU, decisions, evidence, p_value, sequence, threshold
+from studies.engine.decide import FIRST, TAU, anytime, decisions, evidence, p_value, sequence, threshold
 from studies.engine.factors import anova, effects
 
 RNG = np.random.default_rng(20)
@@ -299,6 +300,28 @@ def test_looking_at_every_seed_makes_no_false_claims():
     naive = sum(any(comparing.difference_p(list(values[:n])) < 0.05 for n in range(3, 21))
                 for values in rng.normal(size=(100, 20)))
     assert naive > 15
+
+
+def test_looking_makes_no_false_effects_of_factors():
+    """Two factors that do nothing, looked at after every seed: neither main effects nor the interaction appear."""
+    two = {"schedule": ("tangent", "cosine"), "optimizer": ("adam", "lion")}
+    studies, rng = 200, np.random.default_rng(9)
+
+    def noise(most: int = 20) -> dict:
+        return {cell: dict(enumerate(rng.normal(size=most))) for cell in itertools.product(*two.values())}
+
+    def claims(values: dict, judge: Any) -> bool:
+        return any(found.comparison.verdict != "open" for found in effects(two, values, 1, None, judge))
+
+    judge = functools.partial(anytime, most=20)             # a verdict at any look stays: the last look has them all
+    assert sum(claims(noise(), judge) for _ in range(studies)) <= stats.binom.ppf(0.999, studies, 0.05)
+    naive = sum(any(claims({cell: {seed: some[seed] for seed in range(n)} for cell, some in values.items()}, compare)
+                    for n in range(3, 21)) for values in (noise() for _ in range(30)))
+    assert naive > stats.binom.ppf(0.999, 30, 0.05)         # what the same looks do to the ordinary tests
+    moved = {cell: {seed: value + 5.0 * (cell[1] == "lion") for seed, value in some.items()}
+             for cell, some in noise().items()}
+    lion, = (found for found in effects(two, moved, -1, None, judge) if found.levels == ("lion",))
+    assert lion.comparison.verdict == "worse" and lion.comparison.difference.n == 20
 
 
 def test_large_effects_are_decided_early():

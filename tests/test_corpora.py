@@ -161,6 +161,7 @@ BAD = {
     "list.jsonl": (b'["a"]\n', "", "line 1 is not an object"),
     "field.jsonl": (b'{"text": "a"}\n', ":txt", r"line 1 has no field 'txt' \(did you mean 'text'\?\)"),
     "type.jsonl": (b'{"text": 3}\n', "", "line 1: field 'text' must be a text, not 3"),
+    "half.jsonl": (b'{"text": "a"}\n{"text": "cut \\ud83d"}\n', "", "line 2 has half a character"),
 }
 
 

@@ -21,6 +21,7 @@ from trainables.diffusion.unmasking import Ancestral
 from trainables.diffusionbert import (
     LAST,
     NEVER,
+    SEQUENCE_TO_SEQUENCE_PAPER,
     DiffusionBert,
     DiffusionBertSystem,
     Mixture,
@@ -616,6 +617,16 @@ def test_the_paper_recipe_has_the_papers_numbers():
     assert (training.steps, training.batch, training.optimizer.lr) == (1_900_000, 32, 3e-6)
     assert (training.schedule.warmup, training.schedule.start * 3e-6) == (10_000, pytest.approx(1e-8))
     assert trial.sampling.steps == 128 and trial.sampling.stepper == Ancestral(top_k=30)
+
+
+def test_the_conditional_recipe_is_the_papers():
+    trial = override(diffusionbert(), SEQUENCE_TO_SEQUENCE_PAPER)
+    system, training, sampling = trial.system, trial.training, trial.sampling
+    assert isinstance(system, DiffusionBert) and isinstance(system.lm, Roberta) and system.process.spindle == 0
+    assert system.objective == D3pm(steps=2000, cross_entropy=2000 * 3e-4)
+    assert (training.optimizer.lr, training.batch // training.accumulate) == (5e-5, 64)
+    assert training.schedule == Constant(warmup=10_000, start=1 / 3)
+    assert (sampling.steps, sampling.stepper, sampling.batch, sampling.candidates) == (200, Ancestral(top_k=15), 32, 3)
 
 
 @pytest.mark.parametrize("recipe", [diffusionbert, diffusionbert_laptop])

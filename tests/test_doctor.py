@@ -38,7 +38,9 @@ def test_what_is_wrong_is_said(tmp_path, monkeypatch):
     (words,) = bad(tmp_path, workers=500)
     assert "500 x (1 CPUs, 0 GPUs)" in words and "can never hold" in words
     (words,) = bad(tmp_path, store="no-such-protocol://bucket/x")
-    assert "no-such-protocol://bucket/x does not work" in words
+    assert "--store: no-such-protocol://bucket/x cannot be used" in words
+    (words,) = bad(tmp_path, store=str(tmp_path / "file"))
+    assert "--store: cannot write into" in words
     with socket.socket() as closed:                              # bound and not listening: nobody answers
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{closed.getsockname()[1]}")

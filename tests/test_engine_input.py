@@ -2,13 +2,18 @@
 
 import os
 import shlex
+import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import pytest
 from fake_trial import recipe
 from filelock import FileLock
 
+from studies.engine import writable
 from studies.engine.cluster import find_cluster
 from studies.engine.main import main
 from studies.engine.options import Options, resources_of
@@ -17,7 +22,8 @@ from studies.engine.tracking import shown
 
 STUDY = Study(name="toy", question="Which?", report=(Minimise("test/error"),),
               arms={"plain": Arm(), "fancy": Arm({"system.kind": "fancy"})},
-              scales={"laptop": Scale(recipe), "paper": Scale(partial(recipe, samples_drawn=9), Resources(gpus=64))})
+              scales={"laptop": Scale(recipe),
+                      "paper": Scale(partial(recipe, samples_drawn=9), Resources(gpus=1, workers=64))})
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +55,15 @@ def refused(capsys, out, *arguments: str) -> str:
     (["--arms", "plain,fancyy"], "no arm 'fancyy' (did you mean 'fancy'?)"),
     (["--arms", ","], "name at least one"),
     (["--scale", "lapptop"], "did you mean 'laptop'?"),
-    (["--scale", "paper"], "64 GPUs"),
+    (["--scale", "paper"], "64 x (1 CPUs, 1 GPUs)"),
     (["--workers", "500"], "500 x (1 CPUs, 0 GPUs)"),
     (["--workers", "0"], "at least 1"),
     (["--least", "0"], "--least: at least 1, not 0"),
     (["--workers", "2", "--least", "3"], "--least: at most the 2 workers of a trial"),
     (["--gpus", "-1"], "--gpus: no negative number"),
-    (["--gpus", "1.5"], "--gpus: gpus must be a fraction of one or a whole number, not 1.5"),
+    (["--gpus", "1.5"], "--gpus: a worker computes on one GPU, or on a part of one, not on 1.5"),
     (["--gpus", "0.5", "--workers", "2"], "--gpus: a trial of 2 workers wants a whole GPU for each, not 0.5"),
+    (["--gpus", "2"], "not on 2: --workers 2 takes 2 GPUs"),
     (["--gpus", "0.5"], "0.5 GPUs"),
     (["--margin", "test/eror=0.1"], "toy does not report 'test/eror' (did you mean 'test/error'?)"),
     (["--margin", "test/error=none"], "--margin: test/error=VALUE, a positive number"),
@@ -89,11 +96,66 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     assert "--out: cannot write into" in refused(capsys, tmp_path / "file")
     assert "--json" in refused(capsys, tmp_path / "out", "--json", str(tmp_path / "file" / "outcome.json"))
     assert "is a folder" in refused(capsys, tmp_path / "out", "--json", str(tmp_path))
+    (tmp_path / "out" / "toy").touch()                       # where the study's own folder would be
+    assert "--out: cannot write into" in refused(capsys, tmp_path / "out")
+
+
+def test_a_file_that_is_written_last_is_tried_first(tmp_path, capsys):
+    long = tmp_path / "there" / ("long" * 99)
+    assert f"--json: cannot write {long}" in refused(capsys, tmp_path / "out", "--json", str(long))
+    assert not list((tmp_path / "there").iterdir())
+    busy = Path(shutil.copy(shutil.which("sleep") or "", tmp_path / "busy"))
+    busy.chmod(0o555)                                        # which stops root, too, while the program runs
+    with subprocess.Popen([busy, "60"]) as program:
+        assert f"--json: cannot write {busy}: " in refused(capsys, tmp_path / "out", "--json", str(busy))
+        program.kill()
+    known, link = tmp_path / "known.json", tmp_path / "link.json"
+    known.write_text("of yesterday")
+    link.symlink_to(tmp_path / "to come.json")
+    for name in (known, link, tmp_path / "new.json", Path("/dev/null")):
+        writable.file("--json", name)
+    assert known.read_text() == "of yesterday" and link.is_symlink()
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["known.json", "link.json"]
+
+
+@pytest.mark.parametrize("store, words", [
+    ("no-such-protocol://bucket/x", "no-such-protocol://bucket/x cannot be used: "),
+    ("ftp://ada:secret@127.0.0.1:1/x", "ftp://127.0.0.1:1/x cannot be used: "),              # nobody answers
+    ("gs://ada:secret@bucket", "gs://bucket cannot be used: "),                               # no package, or no bucket
+    ("s3://[bucket/x", "cannot be used: "),
+    ("file", "--store: cannot write into "),
+])
+def test_a_store_that_cannot_be_used_is_refused(store, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)          # as where it is not installed
+    (tmp_path / "file").touch()
+    (tmp_path / "texts.txt").write_text("".join(f"text {number}\n" for number in range(99)))
+    for more in ([], ["--data", "texts.txt"]):
+        said = refused(capsys, tmp_path / "out", "--store", store, *more)
+        assert said.startswith("error: --store: ") and words in said and "secret" not in said
+
+
+def test_who_only_looks_needs_no_store(tmp_path, capsys):
+    for how, words in (("--report", "Which?"), ("--dry-run", "it cannot run here: --store: foo://x cannot be used")):
+        with pytest.raises(SystemExit) as ended:
+            main(STUDY, ["--out", str(tmp_path), "--store", "foo://x", how])
+        assert ended.value.code == 0 and words in capsys.readouterr().out
+
+
+def test_a_store_that_works_keeps_nothing_of_the_trial(tmp_path):
+    url = f"memory://{tmp_path.name}/stages"
+    writable.store("--store", url)
+    assert fsspec.filesystem("memory").find(f"/{tmp_path.name}") == []
+    writable.store("--store", str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_ray_address_that_does_not_answer_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert "no Ray cluster answers at 127.0.0.1:1" in refused(capsys, tmp_path / "out")
+    for nowhere in ("127.0.0.1:99999", f"{'a' * 99}.example:1"):
+        monkeypatch.setenv("RAY_ADDRESS", nowhere)
+        assert f"no Ray cluster answers at {nowhere}" in refused(capsys, tmp_path / "out")
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     assert "is not host:port" in refused(capsys, tmp_path / "out")
 
@@ -117,7 +179,7 @@ def test_what_a_trial_holds_is_the_scale_s_but_for_what_is_typed():
     for options, expected in (
             (typed(workers=None), Resources(workers=4, least=2)), (typed(workers=8), Resources(workers=8, least=2)),
             (typed(workers=1), Resources(workers=1, least=1)),
-            (typed(workers=6, least=3, gpus=2.0), Resources(workers=6, least=3, gpus=2.0)),
+            (typed(workers=6, least=3, gpus=1.0), Resources(workers=6, least=3, gpus=1.0)),
             (typed(workers=1, gpus=0.25), Resources(workers=1, least=1, gpus=0.25))):
         assert resources_of(study, "laptop", options) == expected
 
@@ -134,6 +196,9 @@ def test_a_tracking_server_that_does_not_answer_is_refused(tmp_path, capsys, mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:1/?token=secret")
     said = refused(capsys, tmp_path / "out")
     assert "no tracking server answers at http://127.0.0.1:1" in said and "secret" not in said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@[127.0.0.1")
+    said = refused(capsys, tmp_path / "out")
+    assert "no tracking server answers at http://…" in said and "secret" not in said
 
 
 def test_two_drivers_of_one_study_do_not_meet(tmp_path, capsys):
@@ -146,7 +211,7 @@ def test_two_drivers_of_one_study_do_not_meet(tmp_path, capsys):
     ("sqlite:////home/a/mlflow.db", "sqlite:////home/a/mlflow.db"),
     ("https://ada:secret@host:5000/x?token=secret", "https://host:5000/x"),
     ("postgresql://ada:secret@host/db", "postgresql://host/db"),
-    ("databricks", "databricks"),
+    ("databricks", "databricks"), ("http://ada:secret@[half", "http://…"),
 ])
 def test_a_tracking_uri_is_shown_without_its_secrets(uri, safe):
     assert shown(uri) == safe

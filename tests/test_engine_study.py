@@ -12,7 +12,8 @@ from scipy import stats
 
 from studies.engine.compare import interval, paired
 from studies.engine.ledger import Ledger, Outbox, read_from
-from studies.engine.plan import cell_key, make_plan
+from studies.engine.plan import cell_key
+from studies.engine.planning import make_plan
 from studies.engine.report import Findings, as_json, markdown, outcome, spell
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study, Watch
 from trainables.config import ConfigError

@@ -438,5 +438,7 @@ def test_the_most_agreed_text_is_chosen_by_method_4():
     for length, value in {1: 1.0, 2: 0.221389, 3: 0.575720, 4: 1.0}.items():      # why a text is not asked about itself
         said = " ".join(a.split()[:length])
         assert bleu(said, said) == pytest.approx(value, abs=1e-6)
+    risks = [sum(bleu(text, other) for other in (a, b, c) if other != text) for text in (a, b, c)]
+    assert risks == pytest.approx([0.192960, 0.267025, 0.209931], abs=1e-6)
     assert agreed([a, b, c]) == b and agreed([a]) == a and agreed(["", a, b]) in (a, b)
     assert bleu("", a) == bleu(a, "") == 0.0

@@ -226,6 +226,7 @@ def test_a_prompt_is_kept_where_it_stands(name, context, capsys):
     (["--set", "sampling.guidance=1"], "sampling.guidance: pushes away from the guess without a source or a class"),
     (["--set", "system.length=3"], "--set: system.length=3: what a generator may change begins with sampling."),
     (["--out", "/nowhere/at/all.jsonl"], "--out: there is no folder /nowhere/at"),
+    (["--out", "/"], "--out: / is a folder; name a file"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"),
     (["--model", "/nowhere"], "--model: there is no folder /nowhere"),
     (["--model", "gopher:/x"], "--model: nobody here fetches gopher: URIs"),

@@ -474,6 +474,8 @@ def test_a_trial_from_corpus_to_scores(cfg, sampling, asked, context):
     scores = run(trial, context)
     assert 0 <= scores["test/illegal"] <= 1 and np.isfinite(scores["valid/loss"])
     assert ("test/bleu" in scores) == ("source" in asked)
+    assert ("test/wrong_class" in scores) == ("valid/wrong_class" in trial.scores()) == ("class" in asked)
+    assert scores["test/illegal"] <= scores.get("test/wrong_class", 1.0) <= 1.0
     lines = read_lines(context.get(trial.samples()) / "samples.jsonl")
     assert len(lines) == 14 and all(line.keys() == {"text"} | asked for line in lines)
 
@@ -579,13 +581,14 @@ def test_the_papers_recipe_is_the_papers():
 @pytest.mark.parametrize("recipe", [ld4lg, ld4lg_laptop])
 @pytest.mark.parametrize(("changes", "reads"), [
     ({}, (False, False)), (CLASS_CONDITIONAL, (False, True)), (SEQUENCE_TO_SEQUENCE, (True, False)),
-    (FLAN_T5, (False, False))], ids=["unconditional", "class", "source", "flan"])
+    (FLAN_T5, (False, False)), (SEQUENCE_TO_SEQUENCE | FLAN_T5, (True, False))],
+    ids=["unconditional", "class", "source", "flan", "flan source"])
 def test_recipes_in_all_their_kinds(recipe, changes, reads):
     trial = override(recipe(), changes)
     assert (trial.system.reads_source, trial.system.reads_class) == reads
     assert from_dict(Trial, to_dict(trial)) == trial and fingerprint(trial)
     assert isinstance(trial.system.source, Source if reads[0] else NoSource)
-    if changes is FLAN_T5:
+    if FLAN_T5.items() <= changes.items():
         assert isinstance(trial.system.representation.model, T5)
 
 

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainables.config import ConfigError, override
 from trainables.stages import Context, Store
-from trainables.text.corpora import Stories, choose_data, read_texts
+from trainables.text import word_information
+from trainables.text.corpora import Stories, choose_data, read_rows, read_texts
 from trainables.text.encoders import Bert, Folder, Pretrained, Roberta, Small, TokenRows, imported
 from trainables.text.masked_lm import MASK, MaskedLmFolder, MaskedLmNetwork, load_masked_lm
+from trainables.text.tokenizers import Words
 from trainables.text.word_information import (
     TokenSplit,
     TokenTexts,
@@ -241,6 +244,22 @@ def test_words_are_counted_over_the_whole_train_split(family, context):
     assert batch.ids.shape == (5, 12) and not (batch.ids[:, 0] == network.words.tokenizer.encode("").ids[0]).any()
     assert network.words.texts(batch.ids) == [" ".join(words) for words in said[:5]]
     assert json.loads((context.get(texts) / MASK).read_text())["mask"] == network.mask
+
+
+def test_ids_are_written_bit_for_bit_as_all_at_once(context, tmp_path, monkeypatch):
+    """Seven texts at a time, into memory maps; the files are those of arrays that were saved whole."""
+    texts = TokenTexts(data=DATA, lm=Bert(weights=TINY), length=6, source_length=4)            # both are cut
+    words = Words.load(context.get(texts.folder()))
+    monkeypatch.setattr(word_information, "ROWS_AT_ONCE", 7)
+    texts.make(tmp_path, context)
+    for split in ("train", "valid", "test"):
+        rows = read_rows(context.get(DATA), split)
+        ids, mask, count = words.read([row["text"] for row in rows], 7)
+        sources, read = words.ids([row["source"] for row in rows], 4)
+        for name, array in {"ids": ids[:, 1:].int(), "mask": mask[:, 1:], "words": count.int(),
+                            "source.ids": sources.int(), "source.mask": read}.items():
+            np.save(whole := tmp_path / "whole.npy", array.numpy())
+            assert (tmp_path / f"{split}.{name}.npy").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("measure", ["frequency", "information"])

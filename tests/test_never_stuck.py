@@ -38,7 +38,6 @@ HERE = Path(__file__).resolve().parent
     (((32, 1),), Resources(gpus=0.1), 10),
     (((32, 2),), Resources(gpus=0.4), 4),                # two on each GPU: a fraction does not span two of them
     (((32, 4), (32, 2), (64, 0)), Resources(cpus=4, gpus=1), 6),
-    (((2, 8),), Resources(gpus=2), 2),
 ])
 def test_slots_follow_from_the_nodes(nodes, resources, slots):
     assert Cluster("local", nodes).slots(resources) == slots

@@ -35,6 +35,7 @@ def findings(tmp_path_factory) -> Findings:
         if not lost:
             record = Ledger(folder / "toy").cell(cell.key) or {}
             record["metrics"] |= {f"a/rather/long/name/of/a/metric/number/{i}": 1234.5 * i for i in range(9)}
+            record["metrics"] |= {"test/error_real": 0.5}
             Ledger(folder / "toy").write_cell(record)
     return Findings(plan(folder, wide), Ledger(folder / "toy"))
 
@@ -86,7 +87,8 @@ def test_the_page_is_well_formed_and_fetches_nothing(html):
 def test_the_page_has_everything(html, findings):
     for words in ("Which &lt;kind&gt;?", "None &amp; all.", "Verdicts", "Numbers", "Differences", "Learning curves",
                   "Texts", "Provenance", "training diverged at step 3", "system.kind = fancy", "real texts",
-                  "http://127.0.0.1:5000/#/runs/run0run0", findings.plan.cells[0].key, "valid/loss", "<polyline"):
+                  ">real texts</span>", "http://127.0.0.1:5000/#/runs/run0run0",
+                  findings.plan.cells[0].key, "valid/loss", "<polyline"):
         assert words in html
     assert html.count('class="badge worse"') >= 2 and html.count('class="badge same"') >= 2
 
@@ -110,8 +112,12 @@ def test_factors_and_decisions_have_their_sections(tmp_path):
     found = Findings(plan(tmp_path, made, rule=Rule(4)), Ledger(tmp_path / "toy"))
     text = page(found, sections(found))
     Outline().feed(text)
-    assert "Effects of the factors" in text and "fancy x square" in text and "Analysis of variance" in text
+    assert "Effects of the factors" in text and "fancy x square" in text and "anytime p" in text
     assert "Decision" in text and "hold however often one looks" in text
+    assert "Holm" not in text and "Analysis of variance" not in text        # which hold where n was fixed beforehand
+    found = Findings(plan(tmp_path, made), Ledger(tmp_path / "toy"))
+    text = page(found, sections(found))
+    assert "Holm p" in text and "Analysis of variance" in text
 
 
 # ---------------------------------------------------------------- figures

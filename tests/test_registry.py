@@ -17,10 +17,11 @@ from studies.engine import registry
 from studies.engine.findings import Findings
 from studies.engine.inline import Place, attempt, make_stage
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.provenance import Code
 from studies.engine.registry import fetch, keep_best
-from studies.engine.selection import best_cell, candidates, validation
+from studies.engine.selection import best_arm, best_cell, candidates, validation
 from studies.engine.shipping import Shipper
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study, Watch
 from studies.engine.tracking import Tracking
@@ -108,9 +109,11 @@ def test_the_best_seed_of_the_best_arm_by_validation_where_it_has_it(here):
     two = here.say("two", test__illegal=0.2, valid__illegal=0.3)
     found = best_cell(here.findings(), here.store)
     assert found is not None and (found[0].key, *found[1:]) == (two, "valid/illegal", 0.3)
+    assert best_arm(here.findings()) == ("two", "valid/illegal")
     three = here.say("three", test__illegal=0.1)
     found = best_cell(here.findings(), here.store)
     assert found is not None and (found[0].key, *found[1:]) == (three, "test/illegal", 0.1)
+    assert best_arm(here.findings()) == ("three", "test/illegal")
     here.say("three", nothing=1.0)
     here.say("two", nothing=1.0)
     assert best_cell(here.findings(), here.store) is None
@@ -162,6 +165,7 @@ def test_once_however_often_and_whatever_breaks_in_between(here, monkeypatch):
     assert version.run_id == tracking.find(three)
     assert version.tags.items() >= {
         "cell": three, "arm": "three", "seed": "0", "scale": "laptop", "commit": "abc", "chosen_by": "test/illegal",
+        "arm_chosen_by": "test/illegal",
         "value": "0.1", "metric.test/length": "9.0"}.items()
     (model,) = tracking.client.search_logged_models([tracking.experiment])
     assert model.status == "READY" and model.source_run_id == version.run_id

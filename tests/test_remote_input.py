@@ -52,7 +52,7 @@ def cluster_file(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("was, becomes, words", [
     ("10.1.2.10", "192.0.2.10", "provider.head_ip: 192.0.2.10 stands in for yours;"),
-    ("type: local", "\ttype: local", r"line 14: not YAML: found character '\\t'"),
+    ("type: local", "\ttype: local", r"line 15: not YAML: found character '\\t'"),
     ("cluster_name: palimpsest", "", "cluster_name is missing"),
     ("provider:", "providr:", "provider is missing .is it 'providr'?"),
     ("idle_timeout_minutes:", "idle_timeout:", "Ray knows no 'idle_timeout' .did you mean 'idle_timeout_minutes'?"),
@@ -433,7 +433,7 @@ def test_a_cluster_from_zero_counts_as_it_may_grow():
     assert cluster.gpus == 8 and "grown as far as it may, (64 CPUs, 8 GPUs)" in cluster.words
     assert cluster.trials(Resources(gpus=1)) == 1 and cluster.most(Resources(gpus=1)) == 8
     with pytest.raises(BadInput, match="can never hold"):
-        cluster.trials(Resources(gpus=4))
+        cluster.trials(Resources(workers=9, gpus=1))
 
     class Scales:
         name, scales = "any", {"laptop": 1, "paper": 2}
@@ -449,7 +449,7 @@ def test_types_compete_for_the_machines_there_may_be_at_once(tmp_path: Path):
         "  deep: {resources: {CPU: 8, GPU: 4}, max_workers: 9}\n  own: {resources: {}, max_workers: 5}\n")
     cluster = Cluster("x", ((2.0, 0.0),), *as_the_file_says(tmp_path / "file.yaml"))
     assert cluster.at_once == 4 and cluster.gpus == 12 and cluster.cpus == 64 + 64 + 8 + 8
-    assert cluster.most(Resources(cpus=32)) == 4 and cluster.most(Resources(gpus=2)) == 6
+    assert cluster.most(Resources(cpus=32)) == 4 and cluster.most(Resources(gpus=1)) == 12
     assert as_the_file_says(None) == ((), 1) and as_the_file_says(tmp_path / "absent.yaml") == ((), 0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_trial import Square, Training, recipe
+from rich.console import Console
 
 from studies.engine.budget import Budget
 from studies.engine.decide import FIRST, Rule
@@ -17,9 +18,11 @@ from studies.engine.findings import Findings
 from studies.engine.formats import FIELDS, latex, table_csv, tex
 from studies.engine.ledger import Ledger, Outbox
 from studies.engine.options import with_margins
-from studies.engine.plan import Plan, make_plan
-from studies.engine.report import as_json, caption, markdown, outcome, rich_effects, rich_table, sentences
-from studies.engine.rounds import affordable, first_seeds, next_seeds, pursue, remembered, saved
+from studies.engine.page import numbers
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
+from studies.engine.report import as_json, caption, markdown, outcome, rich_effects, rich_table, rows, sentences
+from studies.engine.rounds import affordable, first_seeds, next_seeds, pursue, remember, remembered, saved
 from studies.engine.study import Arm, BadInput, Maximise, Minimise, Resources, Scale, Study, Watch
 from trainables.config import ConfigError
 from trainables.stages import Store
@@ -178,6 +181,52 @@ def test_all_formats_say_the_same_numbers(findings):
     assert shown in text and shown in table
 
 
+def with_real(findings: Findings, **real: float) -> Findings:
+    """The same, where cells that are done know what real texts score: error_fancy is that of the arm fancy."""
+    for cell in findings.plan.cells:
+        if findings.status(cell) == "done":
+            findings.records[cell.key]["metrics"] |= {
+                f"test/{name.partition('_')[0]}_real": value for name, value in real.items()
+                if name.partition("_")[2] in ("", cell.arm)}
+    return findings
+
+
+def test_what_real_texts_score_stands_beneath_the_arms_in_all_formats(findings):
+    assert "real texts |" not in markdown(findings) and "real texts" not in caption(findings) + latex(findings)
+    assert all(line["real"] == "" for line in csv.DictReader(io.StringIO(table_csv(findings))))
+    found = with_real(findings, error=0.5, quality_plain=2.0, quality_fancy=2.5)
+    assert rows(found)[-1] == ["real texts", "–", "0.5", "2 .. 2.5", "–", "", "", "", ""]      # fancy has other data
+    assert len(rows(found)) == 4 and "| real texts | – | 0.5 | 2 .. 2.5 | – |" in markdown(found)
+    assert "real texts: other held-out texts" in caption(found)
+    body = latex(found).split(r"\midrule")[2].split(r"\bottomrule")[0].strip()
+    assert body == r"real texts & 0.5 & 2 .. 2.5 & -- &  \\"
+    real = {(line["arm"], line["metric"]): line["real"] for line in csv.DictReader(io.StringIO(table_csv(found)))}
+    assert real["fancy", "test/quality"] == "2.5" and real["odd & co_", "test/quality"] == ""
+    plain, fancy, odd = json.loads(as_json(outcome(found, {}, "abc")))["arms"]
+    assert plain["metrics"]["test/error"]["real"] == 0.5 and fancy["metrics"]["test/quality"]["real"] == 2.5
+    assert "real" not in odd["metrics"]["test/quality"] and "real" not in plain["metrics"]["threads"]
+    html = numbers(found).html
+    assert ">real texts<" in html and ">2 .. 2.5<" in html
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(rich_table(found))
+    assert "2 .. 2.5" in shown.file.getvalue()                                         # type: ignore[attr-defined]
+
+
+def test_a_note_says_in_what_an_arm_is_far_from_real_texts(tmp_path):
+    known = study(report=(Minimise("test/judge_nll"), Watch("threads")))
+    for cell in plan(tmp_path, known).cells:
+        write(tmp_path, cell, 1.0)
+    found = Findings(plan(tmp_path, known), Ledger(tmp_path / "toy"))
+    for cell in found.plan.cells:            # plain is dull: the judge likes it, and it copies; the others are as real
+        dull = cell.arm == "plain"
+        found.records[cell.key]["metrics"] |= {
+            "test/judge_nll": 2.0 + wobble(cell) if dull else 4.0, "test/judge_nll_real": 4.0,
+            "test/copied": 0.9 if dull else 0.1, "test/copied_real": 0.1}
+    notes = [row[-1] for row in rows(found)]
+    assert notes == ["far from real texts: copied 0.9 against 0.1, judge_nll", "", "", ""]
+    assert "far from real texts: copied 0.9 against 0.1, judge_nll" in numbers(found).html
+
+
 def test_latex_is_well_formed(findings):
     table = latex(findings)
     body = table.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
@@ -240,6 +289,11 @@ def test_a_factorial_study_reports_its_effects(tmp_path):
     result = outcome(found, {}, "c")
     assert len(result["effects"]["test/error"]) == 3 and len(result["anova"]["test/error"]) == 3
     assert "| main effect | square |" in markdown(found) and rich_effects(found) is not None
+    looked = Findings(plan(tmp_path, made, rule=Rule(12)), Ledger(tmp_path / "toy"))
+    by_look = {effect.name: effect.comparison for effect in looked.effects(REPORT[0])}
+    assert by_look["square"].verdict == "worse" and by_look["square"].same is None     # by anytime-valid intervals
+    assert by_look["square"].difference.half > by_name["square"].difference.half       # type: ignore[operator]
+    assert looked.anova(REPORT[0]) == [] and "| anytime p |" in markdown(looked) and "Holm" not in markdown(looked)
     part = Findings(plan(tmp_path, made, arms=["plain + linear", "fancy + linear"]), Ledger(tmp_path / "toy"))
     assert part.effects(REPORT[0]) == [] and rich_effects(part) is None               # half a design has no effects
 
@@ -288,6 +342,21 @@ def test_seeds_are_added_where_they_are_needed(tmp_path):
     rule, seeds = remembered(world.ledger, "laptop") or (None, {})
     assert rule == Rule(12) and seeds == {arm: found.done(arm) for arm in ARMS}
     assert remembered(world.ledger, "paper") is None
+
+
+def test_seeds_that_looking_added_stay_known_until_they_are_fixed(tmp_path):
+    """A run of some arms, or of the first seeds, or at another scale, does not make of a decision a fixed design."""
+    world = World(tmp_path, rule=Rule(12))
+    world.pursue()
+    seeds = remembered(world.ledger, "laptop")[1]           # type: ignore[index]
+    most = max(seeds.values())
+    for fixed in (plan(tmp_path, seeds=3), plan(tmp_path, seeds=most, arms=["plain", "fancy"])):
+        remember(world.ledger, fixed, {})
+        assert remembered(world.ledger, "laptop") == (Rule(12), seeds)
+    remember(world.ledger, plan(tmp_path, seeds=2, arms=["plain", "fancy"], rule=Rule(12)), {"plain": 2, "fancy": 2})
+    assert remembered(world.ledger, "laptop") == (Rule(12), seeds | {"plain": 2, "fancy": 2})
+    remember(world.ledger, plan(tmp_path, seeds=most), {})
+    assert remembered(world.ledger, "laptop") is None
 
 
 def test_a_margin_lets_arms_be_the_same(tmp_path):

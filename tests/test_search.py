@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from fake_trial import Linear, Square, Trial, recipe
+from fake_trial import Linear, Square, Table, Trial, recipe
 from optuna.trial import TrialState
 
 from search_spaces.domains import Choice, Integers, LogUniform, Space, Uniform, With
@@ -26,7 +26,7 @@ from studies.engine.budget import Budget
 from studies.engine.cluster import Cluster
 from studies.engine.found import chosen, complete, doubts, importances, spread, table
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Cell
+from studies.engine.plan import Cell, cell_key
 from studies.engine.provenance import Code
 from studies.engine.pruning import Halving, Median, dominates, fronts
 from studies.engine.samplers import Sobol
@@ -151,6 +151,23 @@ def test_cost_is_a_goal_that_the_ledger_knows(file):
     one = file.search(select=(Minimise("valid/error"), Minimise("cost/cpu_hours")), trials=2)
     go(one)
     assert [trial.values[1] for trial in complete(one)] == [0.5, 0.5]
+
+
+def test_a_point_costs_the_same_whatever_was_made_before_it(file):
+    """The first pays for what all share, one waits for it, one finds its own made; --hours counts what was spent."""
+    def outcome(cell: Cell) -> dict:
+        spent = (20.0, 9.0, 0.5, 4.0)[cell.point or 0]
+        said = record(cell) | {"seconds": spent, "cpu_hours": spent, "gpu_hours": 0.0}
+        return said | ({"own_seconds": 4.0} if cell.point != 3 else {})         # the last is of before it was recorded
+
+    goals = (Minimise("valid/error"), Minimise("cost/seconds"), Minimise("cost/cpu_hours"))
+    one = file.search(select=goals, trials=4, sampler=QuasiRandom())
+    cells = go(one, outcome)
+    assert [trial.values[1:] for trial in complete(one)] == [[4.0, 4.0]] * 4
+    costs = one.costs("cpu_hours")
+    assert [costs[cell.key] for cell in cells] == [("done", spent) for spent in (20.0, 9.0, 0.5, 4.0)]
+    known = file.search(select=goals, trials=8)._known(cells[0])    # of the storage, whose ledgers may differ
+    assert known is not None and known["own_seconds"] == 4.0 and known["seconds"] == 20.0
 
 
 def test_a_result_without_the_metric_is_no_result(file):
@@ -331,6 +348,55 @@ def test_curves_reach_the_pruner_and_the_storage(file):
     assert table(heir)[1]["curve"] == {2: [-0.1], 4: [-0.1]}
 
 
+def test_nobody_is_stopped_near_the_end():
+    metric = Minimise("a")
+    rungs = {steps: [step for step in range(1, 2000) if rule.rung(step) > rule.rung(step - 1)]
+             for steps in (None, 5_000, 1_700, 1_200)
+             for rule in [Halving(metric, first=500, steps=steps)]}
+    assert rungs == {None: [500, 1500], 5_000: [500, 1500], 1_700: [500], 1_200: [500]}     # the first always counts
+    better = [{500: (1.0,), 1500: (1.0,)}] * 9
+    assert Halving(metric, first=500).verdict({500: (0.5,), 1500: (2.0,)}, [], better)
+    assert not Halving(metric, first=500, steps=1_700).verdict({500: (0.5,), 1500: (2.0,)}, [], better)
+    assert Halving(metric, first=500, steps=1_700).verdict({500: (2.0,)}, [], better)
+    for pruned in (tune.study_of(tune.System.tencdm, tune.Which.space, ("quality",), tune.How.tpe, 30,
+                                 tune.Stop.halving, (), 1_000).tune,
+                   nuisance((Minimise("test/illegal"),), trials=12)):
+        assert pruned is not None
+        rule = pruned.around(tencdm_laptop()).prune
+        assert isinstance(rule, Halving) and rule.steps == tencdm_laptop().training.steps
+
+
+@pytest.mark.parametrize("sampler", [Tpe(startup=4), GaussianProcess(startup=4)], ids=repr)
+def test_points_that_were_stopped_early_are_learnt_from(file, sampler):
+    """Nine in ten may end pruned: a sampler that waits for finished ones would draw quasi-random points for ever."""
+    def outcome(cell: Cell) -> dict:
+        assert isinstance(cell.point, int)
+        one.report(cell.key, 2, {"valid/loss": error(cell.trial)})
+        return record(cell, "done" if cell.point < 2 else "pruned")
+
+    one = file.search(sampler=sampler, trials=12, prune=Halving(Minimise("valid/loss"), first=2))
+    go(one, outcome)
+    assert states(one).count("COMPLETE") == 2 and states(one).count("PRUNED") == 10
+    sobol = Sobol(one.space, one.tune.seed)
+    quasi = [trial.params == {name: _at(sobol, name, trial.number) for name in trial.params} for trial in one.trials()]
+    assert quasi[:4] == [False, True, True, True]                   # the arm as it is, then quasi-random points,
+    assert sum(quasi[4:]) <= 1                                      # then drawn ones; of 32 points one may be both
+
+
+@pytest.mark.parametrize("sampler", [Tpe(startup=2), GaussianProcess(startup=2)], ids=repr)
+def test_a_sampler_explores_until_somebody_has_finished(file, sampler):
+    one = file.search(sampler=sampler, trials=8, prune=Halving(Minimise("valid/loss"), first=2))
+    go(one, lambda cell: record(cell, "pruned"))
+    sobol = Sobol(one.space, one.tune.seed)
+    assert [trial.params["training.steps"] for trial in one.trials()][1:] == \
+        [_at(sobol, "training.steps", number) for number in range(1, 8)]
+
+
+def _at(sobol: Sobol, name: str, number: int) -> Any:
+    place, domain = sobol.parameters[name]
+    return domain.at(float(sobol.point(number)[place]))
+
+
 def test_losses_are_not_compared_where_they_mean_something_else():
     tune = Tune(space=SPACE, select=(Minimise("valid/error"),), prune=Halving(Minimise("valid/loss"), first=2),
                 loss_depends_on=("system.shape",))
@@ -428,6 +494,42 @@ def test_a_page_about_a_search(file):
     assert search_page.sections(file.folder / "nowhere") == []
 
 
+def test_an_old_search_is_no_part_of_a_study_that_is_not_tuned(file):
+    """--tune once, and later the study as it is: its arms are untuned, and so is its page."""
+    one = file.search()
+    go(one)
+    (file.folder / "toy").mkdir()
+    search_report.write(search_report.told({"plain": one}), file.folder / "toy")
+    shown = {}
+    for tuned in (True, False):
+        assert command(study(tune=TUNE if tuned else None), file.folder, "--report")[0] == 0
+        shown[tuned] = (file.folder / "toy" / "report.html").read_text()
+    assert "Parallel coordinates" in shown[True] and "Parallel coordinates" not in shown[False]
+    assert (file.folder / "toy" / "search.json").exists()           # nothing is lost: the same --tune shows it again
+
+
+def test_search_json_is_read_by_every_program(file):
+    """No NaN, no Infinity, which are no JSON: numbers that are none are null, and the page leaves them out."""
+    def outcome(cell: Cell) -> dict:
+        one.report(cell.key, 1, {"valid/loss": math.inf})
+        one.report(cell.key, 2, {"valid/loss": math.nan if cell.point else 2.0})
+        return record(cell, metrics={"valid/error": error(cell.trial), "valid/ratio": -math.inf})
+
+    one = file.search(prune=Halving(Minimise("valid/loss"), first=5))
+    go(one, outcome)
+    search_report.write(search_report.told({"plain": one}), file.folder)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    said = json.loads((file.folder / "search.json").read_text(), parse_constant=refuse)
+    assert said["plain"]["trials"][0]["curve"] == {"1": [None], "2": [2.0]}
+    assert said["plain"]["trials"][1]["metrics"]["valid/ratio"] is None
+    parts = {part.title: part.html for part in search_page.sections(file.folder)}
+    assert "polyline" in parts["Curves of the search"] or "path" in parts["Curves of the search"]
+    assert search_report.points(search_report.read(file.folder), {"plain": one.name})["plain"]
+
+
 # ---------------------------------------------------------------- studies/tune.py, and --tune of any study
 
 
@@ -443,7 +545,8 @@ def test_every_study_can_search_its_nuisances(path):
     for arm in found.arms:
         trial = found.trial("laptop", arm)
         task = found.searched("laptop", arm, trial)
-        assert task.select == (Minimise("valid/illegal"),)         # all of them name it first of what evaluation gives
+        first = Maximise("valid/bleu") if path.stem == "compare_conditional" else Minimise("valid/illegal")
+        assert task.select == (first,)                             # what they name first of what evaluation gives
         assert task.prune is None or task.prune.metrics == (Minimise("valid/loss"),)
         assert task.tune.trials == 7 and task.space.point(trial)["training.optimizer.lr"] == trial.training.optimizer.lr
         assert found.found({}).arms.keys() == study.arms.keys()
@@ -453,14 +556,37 @@ def test_every_study_can_search_its_nuisances(path):
 def test_every_system_can_be_tuned(system):
     """Goals and pruners follow from the recipe: what its data can be judged by, what its space leaves comparable."""
     found = tune.study_of(system, tune.Which.nuisance, ("quality", "diversity", "cost"), tune.How.nsga2, 5,
-                          tune.Stop.halving, (), 3)
+                          None, (), 3)
     tasks = {scale: found.searched(scale, system, found.trial(scale, system)) for scale in found.scales}
     assert tasks["laptop"].select == (Minimise("valid/illegal"), Maximise("valid/diversity"), Minimise("cost/seconds"))
+    assert tasks["laptop"].prune is tasks["paper"].prune is None    # one curve knows nothing of the other goals
+    asked = tune.study_of(system, tune.Which.nuisance, ("quality", "cost"), tune.How.nsga2, 5, None,
+                          (Minimise("valid/loss"), Minimise("train/loss")), 3)
+    by = asked.searched("laptop", system, asked.trial("laptop", system)).prune
+    assert isinstance(by, Halving) and by.metrics == (Minimise("valid/loss"), Minimise("train/loss"))
+    found = tune.study_of(system, tune.Which.nuisance, ("quality",), tune.How.tpe, 5, None, (), 3)
+    tasks = {scale: found.searched(scale, system, found.trial(scale, system)) for scale in found.scales}
     assert tasks["paper"].select[0] in (Maximise("valid/mauve"), Minimise("valid/judge_nll"))
     metric = Maximise("valid/context_gain") if system == "tencdm" else Minimise("valid/loss")
     assert tasks["laptop"].prune is not None and tasks["laptop"].prune.metrics == (metric,)
     assert tasks["paper"].prune is not None and tasks["paper"].prune.metrics == (Minimise("valid/loss"),)
     assert found.name == f"tune_{system}_nuisance" and tasks["laptop"].base.seed == 3
+
+
+@pytest.mark.parametrize("typed", [
+    "", "--trials 30 --sampler tpe --prune-on max:valid/context_gain",
+    "--space joint --goals quality,diversity,cost --sampler nsga2 --trials 60",
+    "--space nuisance --prune median --search-seed 7", "--prune none --goals min:valid/illegal"])
+def test_the_command_on_the_page_is_this_search(typed, monkeypatch):
+    studies: list[Study] = []
+    monkeypatch.setattr(tune, "main", lambda study, arguments: studies.append(study))
+    for words in (["tencdm", *typed.split(), "--scale", "laptop"], None):
+        with pytest.raises(SystemExit):
+            tune.command(words or studies[0].program.split()[1:])
+    asked, again = studies
+    assert asked.name == again.name and asked.tune == again.tune and asked.program == again.program
+    assert asked.program.split()[:2] == ["studies/tune.py", "tencdm"]
+    assert set(asked.program.split()[2:]) <= set(typed.split())     # what is not typed is not said
 
 
 def test_losses_stop_nobody_where_the_space_moves_the_task():
@@ -482,6 +608,7 @@ def test_losses_stop_nobody_where_the_space_moves_the_task():
     (["tencdm", "--goals", "min:test/illegal"], "what is reported may not choose"),
     (["tencdm", "--prune-on", "quality"], "neither min:METRIC nor max:METRIC"),
     (["tencdm", "--prune", "median", "--prune-on", "min:valid/loss,min:train/loss"], "the median is of one metric"),
+    (["tencdm", "--prune", "none", "--prune-on", "min:valid/loss"], "--prune none stops nobody"),
     (["tencdm", "--tune", "5"], "is a search already; --trials sets its points"),
     (["gpt"], "'gpt' is not one of"),
     (["tencdm", "--goals", "min:valid/ilegal"], "valid/ilegal: is sought, and no score on validation texts (did you "
@@ -539,6 +666,31 @@ def suggested(searcher: Any, number: int) -> Cell:
     found = searcher.suggest(f"trial {number}")
     assert isinstance(found, dict)
     return found["made"]
+
+
+def test_a_record_says_what_its_own_stages_took(tmp_path, monkeypatch):
+    """Not the table, which all points share, though this cell happens to make it; the same where all is found made."""
+    from studies.engine.inline import Place, attempt
+
+    make = Table.make
+
+    def slow(self: Table, out: Path, context: Any) -> None:
+        time.sleep(0.5)
+        make(self, out, context)
+
+    monkeypatch.setattr(Table, "make", slow)
+    trial = override(Trial(), {"training.pause": 0.01, "training.steps": 10})
+    cell = Cell("plain", 0, trial, cell_key(trial, "valid"), split="valid", point=0)
+    first, second = (attempt(cell, Place(
+        study=study, scale="laptop", data="Words", folder=tmp_path / study, store=str(tmp_path / "stages"),
+        resources=Resources(), code=Code("unknown", ""), program="studies/tune.py toy" if study == "one" else ""),
+        lambda context: context.get(cell.scored())) for study in ("one", "two"))
+    assert first["status"] == second["status"] == "done" and first["reused"] == {} != second["reused"]
+    assert 0.1 <= first["own_seconds"] <= first["seconds"] - 0.5
+    assert second["own_seconds"] == first["own_seconds"]
+    stories = [Ledger(tmp_path / study).outbox(cell.key).read_text().splitlines()[0] for study in ("one", "two")]
+    assert [json.loads(line)["tags"]["mlflow.source.name"] for line in stories] == ["studies/tune.py toy",
+                                                                                   "studies/two.py"]
 
 
 def test_a_driver_that_is_told_to_end_begins_nothing_and_gives_back(file):

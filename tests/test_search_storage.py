@@ -3,6 +3,7 @@
 PostgreSQL is a private one of Debian's binaries (postgresql.py), under PALIMPSEST_LABS=1: make test-cluster.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -18,21 +19,25 @@ import pytest
 from fake_trial import Trial, recipe
 from optuna.trial import TrialState
 from postgresql import Postgresql, postgresql
-from test_search import Desk, go, record, start, states
+from test_engine_tracking import state, tell
+from test_search import ROOT, Desk, go, record, start, states
 from test_search import study as toy
 
 from search_spaces.domains import LogUniform, Space
 from studies.engine.findings import Findings
 from studies.engine.found import chosen
+from studies.engine.guardian import MARK, leading
 from studies.engine.ledger import Ledger, Outbox
 from studies.engine.mirror import mirror
 from studies.engine.options import Options
-from studies.engine.plan import Cell, cell_key, make_plan
+from studies.engine.plan import Cell, cell_key
+from studies.engine.planning import make_plan
 from studies.engine.pruning import Halving
-from studies.engine.recorded import recorded
+from studies.engine.recorded import helping, recorded
 from studies.engine.search import DONE, WAIT
 from studies.engine.storage import LOST, Memory, away
 from studies.engine.study import Maximise, Minimise, Resources, Scale, Study
+from studies.engine.tracking import Tracking
 from studies.engine.tuning import QuasiRandom
 from trainables.config import override
 from trainables.stages import Store
@@ -310,6 +315,32 @@ def test_a_search_whose_storage_goes_away_is_shipped_all_the_same(file):
     assert "does not answer any more: " in words and "no such table" in words
 
 
+def test_a_helper_that_outlives_its_leader_ships_what_is_told(file):
+    """While somebody leads it leaves all to him; behind one who has gone no run stays RUNNING but of drivers that are
+    at work, and what was found is written down."""
+    ledger, folder, said = Ledger(file.folder / "toy"), file.folder, []
+    one, other = file.search(trials=2), file.search(trials=2, owner="far-away:1:1")
+    searches = {"plain": one}
+    with leading(ledger.folder) as ours, helping("toy", searches, folder, ledger, said.append):
+        assert ours
+        tell(folder, "of-one-who-died", range(1, 3), None)
+    assert said == [f"the search is over; the driver at work in {ledger.folder} reports it"]
+    assert not list(folder.glob("mlflow*")) and not (ledger.folder / "search.json").exists()
+    with pytest.raises(KeyboardInterrupt), helping("toy", searches, folder, ledger, said.append):
+        mine, theirs = one.ask(), other.ask()
+        assert isinstance(mine, Cell) and isinstance(theirs, Cell)
+        tell(folder, mine.key, range(1, 4), "done")
+        tell(folder, theirs.key, range(1, 2), None)
+        one.tell(mine.key, record(mine))
+        raise KeyboardInterrupt
+    assert said[1:] == ["the driver that led has gone, so this one has shipped what was told",
+                        "the search is not over: the same command goes on from here"]
+    assert {key: entry[1] for key, entry in state(Tracking("toy", folder)).items()} == {
+        "study": "KILLED", "of-one-who-died": "KILLED", mine.key: "FINISHED", theirs.key: "RUNNING"}
+    assert json.loads((ledger.folder / "search.json").read_text())["plain"]["states"] == {"done": 1, "running": 1}
+    assert not (ledger.folder / MARK).exists()
+
+
 @labs
 def test_a_search_outlives_its_database(server, tmp_path):
     """PostgreSQL goes away in the middle: halted, nothing lost, nothing RUNNING; it comes back, and the search ends."""
@@ -341,6 +372,36 @@ def test_a_search_outlives_its_database(server, tmp_path):
 
 
 # ---------------------------------------------------------------- the dashboard
+
+
+@pytest.mark.parametrize("where, named, opened", [
+    ("results/optuna.db", "", "sqlite:///results/optuna.db"),
+    ("results/optuna.journal", "", "results/optuna.journal"),                       # a cluster's
+    ("mine.db", "mine.db", "sqlite:///mine.db"),                                    # as --storage takes it
+    ("mine.journal", "mine.journal", "mine.journal"),
+    ("results/optuna.db", "postgresql://who@host/name", "postgresql://who@host/name")])
+def test_make_search_opens_what_searches_are_remembered_in(tmp_path, where, named, opened):
+    """The recipe with a dashboard that says what it is asked for; the real one takes that for a storage."""
+    bin = tmp_path / ".venv" / "bin"
+    for folder in (bin, (tmp_path / where).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, script in ("python", ""), ("optuna-dashboard", 'for word; do :; done; echo "$word"'):
+        (bin / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bin / name).chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
+        (tmp_path / name).touch()
+    desk = Desk(tmp_path, str(tmp_path / where) if where.endswith(".journal") else f"sqlite:///{tmp_path / where}")
+    name = desk.search().name
+    desk.opened[0].close()
+    environment = {key: value for key, value in os.environ.items() if key != "OPTUNA_STORAGE"}
+    printed = subprocess.run(["make", "-s", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "search"], check=True,
+                             capture_output=True, text=True,
+                             env=environment | ({"OPTUNA_STORAGE": named} if named else {})).stdout.split()
+    assert printed[-1] == opened
+    storages = pytest.importorskip("optuna_dashboard._storage_url", reason="needs optuna-dashboard")
+    if "postgres" not in opened:
+        with contextlib.chdir(tmp_path):
+            assert [study.study_name for study in storages.get_storage(opened).get_all_studies()] == [name]
 
 
 def test_optuna_dashboard_opens_a_search(file):

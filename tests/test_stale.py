@@ -10,7 +10,8 @@ from fake_trial import recipe
 from studies.engine.findings import Findings
 from studies.engine.inline import Place, attempt
 from studies.engine.ledger import Ledger, read_from
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.provenance import Code
 from studies.engine.stale import superseded
 from studies.engine.study import Arm, Minimise, Resources, Scale, Study

@@ -46,6 +46,27 @@ def test_all_stories_are_legal_and_their_probabilities_sum_to_one():
     assert np.exp(Oracle().log_likelihood(texts)).sum() == pytest.approx(1)
 
 
+def test_a_story_is_of_its_own_class_and_of_no_other():
+    """Asked for its own class no story is wrong; asked for another each is; and what is illegal always is."""
+    rng = random.Random(2)
+    rows = [tell(rng.choice(WORLDS), rng) for _ in range(300)]
+    texts, classes = [row["text"] for row in rows], [row["class"] for row in rows]
+    names = sorted({world.classed for world in WORLDS})
+    assert len(names) == 6 and set(classes) == set(names)
+    oracle = Oracle()
+    assert oracle.wrong_class(texts, classes) == 0.0
+    assert oracle.wrong_class(texts, [names[names.index(name) - 1] for name in classes]) == 1.0
+    assert oracle.wrong_class([*texts[:3], "she was she"], [*classes[:3], classes[0]]) == 0.25
+    assert oracle.wrong_class(texts, ["no such thing"] * 300) == 1.0
+
+
+def test_told_of_some_worlds_a_text_is_as_likely_as_there(texts):
+    """P(text) is the mean over worlds of P(text | world)."""
+    oracle = Oracle(escape=0.01)
+    each = np.stack([oracle.log_likelihood(texts[:50], [world]) for world in WORLDS])
+    assert oracle.log_likelihood(texts[:50]) == pytest.approx(np.logaddexp.reduce(each) - math.log(len(WORLDS)))
+
+
 def test_slips_lower_the_likelihood(texts):
     oracle, rng = Oracle(escape=0.01), np.random.default_rng(0)
     shuffled = [" ".join(rng.permutation(text.split())) for text in texts[:200]]

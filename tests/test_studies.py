@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.study import Study
 from trainables.config import differences
 from trainables.diffusion.ranges import FullRange
 from trainables.diffusion.steppers import Heun
 from trainables.diffusion.times import Exposure, InTime
 from trainables.stages import Context, Store, key
+from trainables.text.corpora import Stories, import_files
 from trainables.text.decoder import TrainedDecoder
 from trainables.training.optimizers import Lion
 from trainables.trial import Trained, run
@@ -161,6 +163,43 @@ def test_samplers_train_nothing_twice(tmp_path):
 
 
 # ---------------------------------------------------------------- what single studies promise
+
+
+@pytest.fixture(scope="module", params=["stories", "file"])
+def said(request, tmp_path_factory):
+    """A context and a corpus with sources: the built-in one, and somebody's file."""
+    folder = tmp_path_factory.mktemp("said")
+    context = Context(Store(folder / "stages"))
+    if request.param == "stories":
+        return context, Stories()
+    (folder / "pairs.csv").write_text("said,asked\n" + "\n".join(
+        f"place {number} serves good food,name[{number}]" for number in range(100)), encoding="utf-8")
+    return context, import_files(f"{folder / 'pairs.csv'}:said:asked", None, context.store)
+
+
+def test_systems_see_as_many_texts_whatever_they_are(said):
+    """All five; the score LM packs a row full, so that its texts a step follow from their length."""
+    study = load("compare_systems")
+    trials = {arm: study.trial("laptop", arm, data=said[1]) for arm in study.arms}
+    assert {trial.training.steps for trial in trials.values()} == {2_000}
+    assert {arm for arm, trial in trials.items() if trial.training.batch != 64} == {"score LM"}
+
+
+def test_conditional_systems_read_sources_and_see_as_many_pairs(said):
+    """And what is not compared, like steps and candidates, can still be set."""
+    (context, data), study = said, load("compare_conditional")
+    trials = [study.trial("laptop", arm, data=data, assignments=["sampling.candidates=2"]) for arm in study.arms]
+    for trial in trials:
+        trial.check(context)
+        assert trial.system.reads_source and trial.sampling.candidates == 2
+        assert {"bleu", "rouge2"} <= {value for metric in trial.evaluation.metrics for value in metric.better}
+        assert trial.evaluation == trials[0].evaluation and trial.sampling.consensus == trials[0].sampling.consensus
+    assert {trial.training.steps * trial.training.batch for trial in trials} == {128_000}
+    half = study.trial("laptop", "DiffusionBERT", data=data, assignments=["training.steps=1000"])
+    assert half.training == replace(trials[2].training, steps=1_000)
+    paper = [study.trial("paper", arm) for arm in study.arms]
+    assert all(0 <= 102_400_000 - trial.training.steps * trial.training.batch < trial.training.batch
+               and trial.sampling.candidates == 1 for trial in paper)
 
 
 def test_schedules_on_the_laptop_keep_their_levels_of_noise():

@@ -58,6 +58,8 @@ def command(
     try:
         if out is not None and not out.absolute().parent.is_dir():
             raise ConfigError("--out", f"there is no folder {out.absolute().parent}")
+        if out is not None and out.is_dir():
+            raise ConfigError("--out", f"{out} is a folder; name a file")
         sources = [] if source is None else read_sources(source)
         with found(model) as folder:
             generator = Generator.load(folder, settled(device), changes)

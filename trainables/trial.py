@@ -21,6 +21,7 @@ from trainables.diffusionbert import DiffusionBert
 from trainables.evaluation.consensus import agreed
 from trainables.evaluation.evaluation import Evaluation
 from trainables.evaluation.mauve import Mauve
+from trainables.evaluation.real import ReadsClasses
 from trainables.evaluation.verdict import worst
 from trainables.ld4lg import Ld4lg
 from trainables.randomness import Rng, seed_of, step_rng
@@ -100,7 +101,10 @@ class Trial:
 
     def scores(self) -> tuple[str, ...]:
         """Names of what validation() says, where the texts allow it: the evaluation's values, and training's last."""
-        names = (*(name for metric in self.evaluation.metrics for name in metric.better), "departure")
+        metrics = self.evaluation.metrics
+        names = (*(name for metric in metrics for name in metric.better), "departure",
+                 *(name for metric in metrics if self.system.reads_class and isinstance(metric, ReadsClasses)
+                   for name in metric.of_classes))
         return (*(f"valid/{name}" for name in names), *self._validated())
 
     def _validated(self) -> tuple[str, ...]:
@@ -157,7 +161,7 @@ class Trained:
     training: Training
     seed: int
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2               # 2: initial weights by name
     resumable: ClassVar[bool] = True
     together: ClassVar[bool] = True          # several workers may make it
 
@@ -274,7 +278,8 @@ class Scored:
         data = self.samples.checkpoint.data
         rows = read_lines(context.get(self.samples) / "samples.jsonl")
         scores = self.evaluation.measure([row["text"] for row in rows], self.split, data, context,
-                                         [row["source"] for row in rows if "source" in row])
+                                         [row["source"] for row in rows if "source" in row],
+                                         [row["class"] for row in rows if "class" in row])
         ended = read_curve(context.get(self.samples.checkpoint) / "curve.jsonl")
         values = scores.values | {"departure": worst(scores.values)}       # in the eyes of the strictest metric
         metrics = {f"{self.split}/{name}": value for name, value in values.items()}

@@ -6,7 +6,8 @@
 #     bash cluster/mlflow/up.sh
 #
 #   BACKEND     postgresql (default where sudo works: Debian's package, this machine, no port), sqlite, or a URL of a
-#               database elsewhere, which outlives the head: mlflow, and beside it mlflow_auth; its password in ~/.pgpass
+#               database elsewhere, which outlives the head, its password in ~/.pgpass (elsewhere.sh)
+#   SECRET      AWS: the secret that holds that password, instead
 #   ARTIFACTS   where artifacts go: a folder or s3://                       ($PALIMPSEST_OUT/mlflow-artifacts)
 #               (gs://, abfss:// with the client that MLflow asks for: google-cloud-storage, azure-storage-file-datalake)
 #   BACKUPS     where backup.sh writes, and what a fresh head is restored from  ($PALIMPSEST_OUT/mlflow-backups)
@@ -26,7 +27,8 @@ backend=${BACKEND:-$(root && echo postgresql || echo sqlite)}
 case $backend in
   postgresql) bash "$here/database.sh"; url="postgresql+psycopg2:///mlflow?host=/var/run/postgresql" ;;
   sqlite)     url="sqlite:///$home/mlflow.db" ;;
-  *:*@*)      echo "up.sh: BACKEND holds a password, which every user of this machine could read; use ~/.pgpass" >&2; exit 2 ;;
+  *://*:*@*)  echo "up.sh: BACKEND holds a password, which every user of this machine could read; use ~/.pgpass" >&2; exit 2 ;;
+  postgresql*://*) url=$backend; bash "$here/elsewhere.sh" "$url" ;;
   *://*)      url=$backend ;;
   *)          echo "up.sh: BACKEND: postgresql, sqlite or a database URL, not $backend" >&2; exit 2 ;;
 esac

@@ -116,11 +116,11 @@ def _numbers(value: Interval) -> dict[str, float | None]:
 # ---------------------------------------------------------------- the page
 
 
-def page(answers: Sequence[Answer], cost: Sequence[str], commit: str) -> str:
+def page(answers: Sequence[Answer], cost: Sequence[str], commit: str, again: str) -> str:
     """claims.html: what was found, the differences drawn, the cells behind them."""
     over = f"<b>claims</b> · {len(answers)} claims · {len({answer.claim.study for answer in answers})} studies"
     return leaf("What of the papers holds here? · claims", over, QUESTION,
-                [verdicts(answers), differences(answers), grounds(answers), provenance(answers, cost, commit)],
+                [verdicts(answers), differences(answers), grounds(answers), provenance(answers, cost, commit, again)],
                 "Expected: what the papers say.", typeset(headline(answers) + "."))
 
 
@@ -170,10 +170,10 @@ def _p(value: float | None) -> str:
     return "–" if value is None else escape(small(value).removeprefix("= "))
 
 
-def provenance(answers: Sequence[Answer], cost: Sequence[str], commit: str) -> Section:
+def provenance(answers: Sequence[Answer], cost: Sequence[str], commit: str, again: str) -> Section:
     """The cells behind each answer, by their keys."""
     html = "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in {
-        "code": commit[:12], "cost": "; ".join(cost), "to run it again": "python studies/claims.py"}.items()) + "</dl>"
+        "code": commit[:12], "cost": "; ".join(cost), "to run it again": again}.items()) + "</dl>"
     rows = [[("arm", escape(answer.claim.name)), ("n", str(seed)),
              ("n", f"<code>{arm}</code><small>{escape(answer.claim.study)}: {escape(answer.claim.arm)}</small>"),
              ("n", f"<code>{base}</code><small>{escape(answer.claim.base)}</small>")]

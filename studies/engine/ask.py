@@ -3,11 +3,13 @@
     claims.yaml -> claims -> by study and scale -> conduct(study, the arms that are asked) ... -> ledgers -> answers
 
 Each study runs as its own command would, into the same --out, so cells that a study has run answer claims and cells
-that claims have run are found by the study.  Exit codes as of a study: 0 all is said, whatever it is, 1 a cell failed,
-2 bad input, 3 halted, 130 interrupted; the same command continues.
+that claims have run are found by the study.  Its page, its --decide and its best model stay as its own last command
+left them: only some of its arms are asked about here.  Exit codes as of a study: 0 all is said, whatever it is,
+1 a cell failed, 2 bad input, 3 halted, 130 interrupted; the same command continues.
 """
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,18 +20,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import answers_report
+from studies.engine import answers_report, writable
 from studies.engine.answers import answers
+from studies.engine.carrying import ray_up
 from studies.engine.claims import Asked, by_study, check_claim, chosen, read_claims
 from studies.engine.cluster import Cluster, find_cluster, settle_environment
 from studies.engine.ending import ending
 from studies.engine.findings import Findings
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, write_whole
 from studies.engine.live import span
-from studies.engine.main import conduct, ray_up
+from studies.engine.main import conduct
 from studies.engine.options import Options, check, open_store, prepare
 from studies.engine.plan import Plan
-from studies.engine.provenance import code
+from studies.engine.provenance import ROOT, code
 from studies.engine.report import as_json
 from studies.engine.rounds import affordable
 from studies.engine.study import Study
@@ -46,13 +49,14 @@ class Inquiry:
     assignments: tuple[str, ...]
     dry_run: bool
     report: bool
+    store: str | None = None
 
     def options(self, group: Asked, **changes: object) -> Options:
         """The same, as a study's own command line would have it."""
         options = Options(
             scale=group.scale, data=None, test_data=None, seeds=self.seeds or group.study.seeds,
-            arms=",".join(group.arms), assignments=self.assignments, workers=None, out=self.out, store=None, json=None,
-            dry_run=self.dry_run, report=self.report)
+            arms=",".join(group.arms), assignments=self.assignments, workers=None, out=self.out, store=self.store,
+            json=None, dry_run=self.dry_run, report=self.report, asked=True)
         return replace(options, **changes)
 
 
@@ -69,14 +73,18 @@ def main(path: Path, studies: Iterable[str], load: Callable[[str], Study], argum
             help="GPU hours (CPU hours without GPUs) that all cells together may cost.")] = None,
         assignments: Annotated[list[str] | None, typer.Option(
             "--set", help="path=value, in every arm of every study; again for more.")] = None,
-        out: Annotated[Path, typer.Option(help="Where the studies' results go, and claims/.")] = Path("results"),
+        out: Annotated[Path, typer.Option(
+            envvar="PALIMPSEST_OUT", help="Where the studies' results go, and claims/; on a cluster, where every node "
+                                          "sees it.")] = Path("results"),
+        store: Annotated[str | None, typer.Option(
+            envvar="PALIMPSEST_STORE", help="Where stages go: a folder or a URL; without it, OUT/stages.")] = None,
         report: Annotated[bool, typer.Option(
             "--report", help="Say what the recorded cells say; run nothing.")] = False,
         claims: Annotated[Path, typer.Option(help="The file of claims.")] = path,
     ) -> None:
         raise typer.Exit(ask(claims, studies, load, Inquiry(
             only=only, seeds=seeds, hours=hours, out=out.absolute(), assignments=tuple(assignments or ()),
-            dry_run=dry_run, report=report)))
+            dry_run=dry_run, report=report, store=store)))
 
     app(args=arguments, prog_name="claims.py")
 
@@ -90,6 +98,8 @@ def ask(path: Path, studies: Iterable[str], load: Callable[[str], Study], inquir
         console.width = 200
 
     def work() -> int:
+        if (folder := inquiry.out / "claims").exists():
+            writable.folder("--out", folder)
         groups = by_study(chosen(read_claims(path, studies, load), inquiry.only), load)
         for group in groups:
             check(group.study, replace(inquiry.options(group), hours=inquiry.hours))
@@ -101,7 +111,7 @@ def ask(path: Path, studies: Iterable[str], load: Callable[[str], Study], inquir
             console.print(Text("\n".join(costs(groups, plans))), soft_wrap=True)
             return 0
         worst = 0 if cluster is None else run(groups, inquiry, cluster, console)
-        return worst if worst > 1 else max(worst, tell(groups, inquiry, console, began))
+        return worst if worst > 1 else max(worst, tell(groups, inquiry, console, began, again(path, inquiry)))
 
     return ending(work, console)
 
@@ -154,8 +164,17 @@ def affords(group: Asked, hours: float, inquiry: Inquiry, cluster: Cluster) -> b
     return bool(affordable(Findings(plan, ledger), plan.missing, cluster.trials(plan.resources)))
 
 
-def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: float) -> int:
-    """Print the answers, and write claims.md, claims.json and claims.html."""
+def again(path: Path, inquiry: Inquiry) -> str:
+    """The command that asks the same, as it is typed; not where results go."""
+    said = {"--only": inquiry.only, "--seeds": inquiry.seeds, "--hours": inquiry.hours and f"{inquiry.hours:g}",
+            "--claims": None if path.resolve() == ROOT / "studies" / "claims.yaml" else path}
+    words = [word for flag, value in said.items() if value is not None for word in (flag, str(value))]
+    words += [word for text in inquiry.assignments for word in ("--set", text)]
+    return shlex.join(["python", "studies/claims.py", *words])
+
+
+def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: float, command: str) -> int:
+    """Print the answers, and write claims.md, claims.json and claims.html.   command: what would ask the same again"""
     read = replace(inquiry, report=True)
     asked = [(group, Findings(plan_of(group, read, None), Ledger(inquiry.out / group.study.name))) for group in groups]
     found = answers(asked, open_store(inquiry.options(groups[0])))
@@ -167,8 +186,8 @@ def tell(groups: Sequence[Asked], inquiry: Inquiry, console: Console, began: flo
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {"claims.md": answers_report.markdown(found, cost),
                        "claims.json": as_json(answers_report.as_dict(found, commit)),
-                       "claims.html": answers_report.page(found, cost, commit)}.items():
-        (folder / name).write_text(text, encoding="utf-8")
+                       "claims.html": answers_report.page(found, cost, commit, command)}.items():
+        write_whole(folder / name, text)
     console.print()
     console.print(answers_report.rich_table(found))
     for answer in found:

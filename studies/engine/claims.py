@@ -90,6 +90,8 @@ def read_claims(path: Path, studies: Iterable[str], load: Callable[[str], Study]
         said = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(said, dict) or not said:

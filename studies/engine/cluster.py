@@ -258,7 +258,7 @@ def _knock(address: str) -> None:
         raise BadInput(f"RAY_ADDRESS: {address!r} is not host:port")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:       # a port of six digits, a name that is none
         raise BadInput(f"no Ray cluster answers at {address}: {error}.  "
                        "Unset RAY_ADDRESS to run on this machine") from None
 

@@ -23,7 +23,8 @@ from trainables.config import join, near
 
 # What stands in the files of cluster/ where a user must choose: addresses of documentation, numbers of zeros.
 PLACEHOLDER = re.compile(r"\b(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+\b|\b(ami|sg|subnet|fs|vpc)-0{8}\w*"
-                         r"|\b0{8}-0{4}-\S+|\bpalimpsest-0{12}\S*|\bmy-project\b|\bexample\.(org|com|net)\b")
+                         r"|\b0{8}-0{4}-\S+|\bpalimpsest-0{12}\S*|-v0{8}\b|\b\d\d\.\d\d\.0{10}\b"
+                         r"|\bmy-project\b|\bmyaccount\b|\bexample\.(org|com|net)\b")
 ON_THE_HEAD = "~/ray_bootstrap_config.yaml"             # what `ray up` leaves there, and `ray down` does not take away
 WHERE = ("region", "availability_zone", "project_id", "subscription_id", "resource_group", "location", "head_ip")
 URL = ("http://", "https://")
@@ -58,34 +59,34 @@ class ClusterFile:
                      if target.endswith("/.ray/auth_token")), None)
 
 
-def read(typed: str) -> ClusterFile:
-    """The file, if Ray would take it and this machine can use it.   BadInput"""
+def read(typed: str, flag: str = "--on") -> ClusterFile:
+    """The file, if Ray would take it and this machine can use it.   BadInput, in words that begin with the flag"""
     path = Path(typed).expanduser()
     if not path.is_file():
         there = [each.name for each in path.parent.glob("*.yaml")]
-        raise BadInput(f"--on {typed}: no such file{near(path.name, there)}")
+        raise BadInput(f"{flag} {typed}: no such file{near(path.name, there)}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise BadInput(f"--on {typed}{f', line {mark.line + 1}' if mark else ''}: not YAML: "
+        raise BadInput(f"{flag} {typed}{f', line {mark.line + 1}' if mark else ''}: not YAML: "
                        f"{getattr(error, 'problem', None) or error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("provider", {}), dict):
-        raise BadInput(f"--on {typed}: not a cluster's file, which `ray up` takes")
+        raise BadInput(f"{flag} {typed}: not a cluster's file, which `ray up` takes")
     holes = [(where, found[0]) for where, text in leaves(config) if (found := PLACEHOLDER.search(text))]
     if holes:
         more = f", and {len(holes) - 1} more" if len(holes) > 1 else ""
         aws = " (on AWS, cluster/aws.yaml writes them)" if config.get("provider", {}).get("type") == "aws" else ""
-        raise BadInput(f"--on {typed}: {holes[0][0]}: {holes[0][1]} stands in for yours{more}; the lines that say "
+        raise BadInput(f"{flag} {typed}: {holes[0][0]}: {holes[0][1]} stands in for yours{more}; the lines that say "
                        f"CHOOSE want your values{aws}")
-    check_schema(typed, config)
+    check_schema(typed, config, flag)
     key = config.get("auth", {}).get("ssh_private_key")
     if key is not None and not Path(key).expanduser().is_file():
-        raise BadInput(f"--on {typed}: auth.ssh_private_key: there is no {key} on this machine")
+        raise BadInput(f"{flag} {typed}: auth.ssh_private_key: there is no {key} on this machine")
     return ClusterFile(typed, config)
 
 
-def check_schema(typed: str, config: dict[str, Any]) -> None:
+def check_schema(typed: str, config: dict[str, Any], flag: str = "--on") -> None:
     """BadInput: Ray would not take it."""
     import jsonschema
 
@@ -93,9 +94,9 @@ def check_schema(typed: str, config: dict[str, Any]) -> None:
     for required in known["required"]:
         if required not in config:
             close = near(required, config.keys() - known["properties"]).replace("did you mean", "is it")
-            raise BadInput(f"--on {typed}: {required} is missing{close if 'is it' in close else ''}")
+            raise BadInput(f"{flag} {typed}: {required} is missing{close if 'is it' in close else ''}")
     for word in config.keys() - known["properties"].keys():
-        raise BadInput(f"--on {typed}: Ray knows no {word!r}{near(str(word), known['properties'])}")
+        raise BadInput(f"{flag} {typed}: Ray knows no {word!r}{near(str(word), known['properties'])}")
     try:
         with quiet(None):
             from ray.autoscaler._private.util import prepare_config, validate_config
@@ -103,9 +104,10 @@ def check_schema(typed: str, config: dict[str, Any]) -> None:
             validate_config(prepare_config(config))
     except jsonschema.ValidationError as error:
         where = ".".join(map(str, error.absolute_path))
-        raise BadInput(f"--on {typed}: {where + ': ' if where else ''}{error.message.splitlines()[0][:200]}") from None
+        what = error.message.splitlines()[0][:200]
+        raise BadInput(f"{flag} {typed}: {where + ': ' if where else ''}{what}") from None
     except Exception as error:          # Ray's aborts, ValueErrors, KeyErrors of what it takes for granted
-        raise BadInput(f"--on {typed}: Ray does not take it: {' '.join(str(error).split())[:200]}") from None
+        raise BadInput(f"{flag} {typed}: Ray does not take it: {' '.join(str(error).split())[:200]}") from None
 
 
 def schema() -> dict[str, Any]:

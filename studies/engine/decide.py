@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from studies.engine.compare import LEVEL, Interval, Verdict, spread
+from studies.engine.compare import LEVEL, Comparison, Interval, Verdict, effect, spread
 
 TAU = 3.0                               # effect sizes to bet on, in standard deviations: what swapping a component does
 FIRST = 3                               # seeds before the first look
@@ -61,6 +61,19 @@ def decisions(differences: Mapping[str, Sequence[float]], better: int, margin: f
     share, lost = level / max(len(differences), 1), lost or {}
     return {arm: _decide(list(values), better, margin, most - lost.get(arm, 0), lost.get(arm, 0), share)
             for arm, values in differences.items()}
+
+
+def anytime(differences: Mapping[str, list[float]], better: int, margin: float | None = None, *, most: int
+            ) -> dict[str, Comparison]:
+    """What compare.compare says of a number of seeds that was fixed beforehand, of one that followed from looking."""
+    share = LEVEL / max(len(differences), 1)
+    found = {}
+    for arm, decision in decisions(differences, better, margin, most=most).items():
+        p = p_value(values := differences[arm])
+        found[arm] = Comparison(
+            difference=sequence(values, share), p=p, adjusted=None if p is None else min(1.0, p * len(differences)),
+            same=None, effect=effect(values), verdict=decision.verdict)
+    return found
 
 
 def _decide(values: list[float], better: int, margin: float | None, most: int, lost: int, level: float) -> Decision:

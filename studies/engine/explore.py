@@ -38,7 +38,7 @@ from studies.engine.live import View
 from studies.engine.options import Options, open_store, prepare
 from studies.engine.plan import Cell, Plan, Shared
 from studies.engine.provenance import code
-from studies.engine.recorded import recorded
+from studies.engine.recorded import helping, recorded
 from studies.engine.search import Search, named
 from studies.engine.storage import LOST, Memory, away, storage_url, why
 from studies.engine.study import BadInput, Study
@@ -82,7 +82,6 @@ def _tuned(study: Study, plan: Plan, tasks: Mapping[str, Task], memory: Memory, 
             say(console, search_report.describe(plan, tasks, searches, most, memory.url))
             search(plan, searches, most, options, ledger, cluster, console, leads)
             if not leads:
-                say(console, [f"the search is over; the driver at work in {ledger.folder} reports it"])
                 return None
         say(console, ["", *search_report.outcome(search_report.told(searches))])
     chosen = {arm: [trial.params for trial in found.chosen(one)] for arm, one in searches.items()}
@@ -155,9 +154,12 @@ def search(plan: Plan, searches: Mapping[str, Search], most: Bound, options: Opt
     """
     for one in searches.values():
         one.open()
-    told = recorded(plan, searches, options, ledger, lambda text: say(console, [text])) if leads else \
-        contextlib.nullcontext({})
-    with told as story:
+
+    def line(text: str) -> None:
+        say(console, [text])
+
+    with (recorded(plan, searches, options, ledger, line) if leads else
+          helping(plan.study.name, searches, options.out, ledger, line)) as story:
         if any(one.left() > 0 for one in searches.values()):
             run(plan, searches, most, options, ledger, cluster)
         if hopeless := [one.hopeless for one in searches.values() if one.hopeless]:
@@ -178,7 +180,8 @@ def run(plan: Plan, searches: Mapping[str, Search], most: Bound, options: Option
         from studies.engine.run import make_shared
 
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
-                      store=open_store(options).url, resources=plan.resources, code=code())
+                      store=open_store(options).url, resources=plan.resources, code=code(),
+                      program=plan.study.program)
         start_local(plan.resources)
         signal.signal(signal.SIGTERM, as_interrupt)         # ray.init takes it for itself
         there = shape(cluster.address)

@@ -1,7 +1,7 @@
 """Factorial studies: what each factor does on average, and where factors do more, or less, together than apart.
 
     value of each (levels, seed)  --contrast, seed by seed-->  one number a seed  --paired t, Holm over all effects-->
-    verdict
+    verdict                                                      (under --decide: anytime-valid intervals, Bonferroni)
 
 Main effect of a level: the level - the factor's first level, averaged over all levels of the other factors.
 Interaction of two levels: the difference that one makes beside the other, less the difference it makes beside the other
@@ -12,12 +12,13 @@ factor and interaction, which does assume it (sphericity); for factors of two le
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from studies.engine.compare import Comparison, compare
 
 Levels = tuple[str, ...]
+Judge = Callable[[Mapping[str, list[float]], int, float | None], dict[str, Comparison]]
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,17 @@ def common_seeds(values: Mapping[Levels, Mapping[int, float]]) -> list[int]:
 
 
 def effects(factors: Mapping[str, tuple[str, ...]], values: Mapping[Levels, Mapping[int, float]], better: int,
-            margin: float | None = None) -> list[Effect]:
+            margin: float | None = None, judge: Judge = compare) -> list[Effect]:
     """All main effects and two-factor interactions.
 
     factors: name -> levels, the first is the base.  values: (level of each factor) -> seed -> value, of a full
-    factorial study.  Holm's correction goes over everything that is returned.
+    factorial study.  judge(contrasts, better, margin): compare.compare, or decide.anytime where seeds were added by
+    looking; its correction goes over everything that is returned.
     """
     seeds = common_seeds(values)
     contrasts = dict(_contrasts(factors))
-    found = compare({str(key): [_contrast(weights, values, seed) for seed in seeds]
-                     for key, weights in contrasts.items()}, better, margin)
+    found = judge({str(key): [_contrast(weights, values, seed) for seed in seeds]
+                   for key, weights in contrasts.items()}, better, margin)
     return [Effect(key[0], key[1], found[str(key)]) for key in contrasts]
 
 

@@ -6,12 +6,11 @@
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 
-from studies.engine.compare import LEVEL, Comparison, Interval, compare, effect, interval, more_seeds, pairs
-from studies.engine.decide import Decision, decisions, p_value, sequence
-from studies.engine.factors import Anova, Effect, Levels, anova, effects
+from studies.engine.compare import LEVEL, Comparison, Interval, compare, interval, more_seeds, pairs
+from studies.engine.decide import Decision, anytime, decisions
+from studies.engine.factors import Anova, Effect, Judge, Levels, anova, effects
 from studies.engine.ledger import Ledger, Record, curves
 from studies.engine.plan import Cell, Plan
 from studies.engine.study import Maximise, Metric, Minimise, Watch
@@ -77,22 +76,13 @@ class Findings:
 
     @functools.cached_property
     def _compared(self) -> dict[str, dict[str, Comparison]]:
-        judge = compare if self.plan.rule is None else self._sequential
-        return {metric.metric: judge(self.differences(metric.metric), better(metric), metric.margin)
+        return {metric.metric: self._judge(self.differences(metric.metric), better(metric), metric.margin)
                 for metric in self.shown}
 
-    def _sequential(self, differences: Mapping[str, list[float]], better: int, margin: float | None
-                    ) -> dict[str, Comparison]:
-        assert self.plan.rule is not None
-        share = LEVEL / max(len(differences), 1)
-        found = {}
-        for arm, decision in decisions(differences, better, margin, most=self.plan.rule.most).items():
-            values = differences[arm]
-            p = p_value(values)
-            found[arm] = Comparison(
-                difference=sequence(values, share), p=p, adjusted=None if p is None else min(1.0, p * len(differences)),
-                same=None, effect=effect(values), verdict=decision.verdict)
-        return found
+    @property
+    def _judge(self) -> Judge:
+        """compare, or, where the number of seeds followed from what was seen, what holds in spite of that."""
+        return compare if self.plan.rule is None else functools.partial(anytime, most=self.plan.rule.most)
 
     def more(self, metric: Metric) -> dict[str, int]:
         """Arm -> seeds that an open verdict still needs, with 80 % power; none for the decided and the unreachable."""
@@ -132,13 +122,15 @@ class Findings:
         return {self.plan.study.levels(arm): self.values(arm, metric) for arm in self.plan.arms}
 
     def effects(self, metric: Metric) -> list[Effect]:
-        """Main effects and interactions; nothing where the study has no factors."""
+        """Main effects and interactions, judged as arms are; nothing where the study has no factors."""
         by_levels = self._by_levels(metric.metric) if self.factors else {}
-        return effects(self.factors, by_levels, better(metric), metric.margin) if self.factors else []
+        return effects(self.factors, by_levels, better(metric), metric.margin, self._judge) if self.factors else []
 
     def anova(self, metric: Metric) -> list[Anova]:
-        """F tests of factors and interactions; nothing where the study has no factors."""
-        return anova(self.factors, self._by_levels(metric.metric)) if self.factors else []
+        """F tests of factors and interactions; nothing where the study has no factors, nor under the rule of --decide:
+        they hold for a number of seeds that was fixed beforehand."""
+        fixed = self.factors and self.plan.rule is None
+        return anova(self.factors, self._by_levels(metric.metric)) if fixed else []
 
     # -- costs
 

@@ -6,6 +6,7 @@ import re
 
 from studies.engine.compare import Comparison
 from studies.engine.findings import Findings, better
+from studies.engine.real_texts import REAL, real_row, real_value
 from studies.engine.report import caption, spell
 from studies.engine.study import Metric
 
@@ -30,6 +31,8 @@ def latex(findings: Findings) -> str:
     for arm in plan.arms:
         cells = [_cell(findings, arm, metric) for metric in shown]
         lines.append(" & ".join([tex(arm), *cells, str(findings.done(arm))]) + r" \\")
+    if real := real_row(findings):
+        lines += [r"\midrule", " & ".join([REAL, *map(tex, real), ""]) + r" \\"]
     legend = (f"{tex(plan.study.question)} {tex(caption(findings)[0].upper() + caption(findings)[1:])}. "
               rf"$+$, $-$: better, worse than {tex(plan.base)}; $=$: the same within the margin.")
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{legend}}}", rf"\label{{tab:{plan.study.name}}}",
@@ -42,8 +45,9 @@ def _cell(findings: Findings, arm: str, metric: Metric) -> str:
     return mean if arm == findings.plan.base else mean + MARKS[findings.compared(metric)[arm].verdict]
 
 
-FIELDS = ("arm", "metric", "better", "n", "mean", "low", "high", "pairs", "difference", "difference_low",
-          "difference_high", "p", "p_adjusted", "p_same", "margin", "effect", "verdict", "more_seeds", "hours")
+FIELDS = ("arm", "metric", "better", "n", "mean", "low", "high", "real", "pairs", "difference",
+          "difference_low", "difference_high", "p", "p_adjusted", "p_same", "margin", "effect", "verdict",
+          "more_seeds", "hours")
 
 
 def table_csv(findings: Findings) -> str:
@@ -55,7 +59,8 @@ def table_csv(findings: Findings) -> str:
         for metric in findings.shown:
             mean = findings.mean(arm, metric.metric)
             line = {"arm": arm, "metric": metric.metric, "better": ("less", "", "more")[better(metric) + 1],
-                    "n": mean.n, "mean": mean.mean, "low": mean.low, "high": mean.high, "margin": metric.margin,
+                    "n": mean.n, "mean": mean.mean, "low": mean.low, "high": mean.high,
+                    "real": real_value(findings, arm, metric.metric), "margin": metric.margin,
                     "hours": findings.hours(arm)}
             if arm != findings.plan.base:
                 line |= _against(findings.compared(metric)[arm])

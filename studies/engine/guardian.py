@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 LOCK, MARK = ".driver.lock", ".guardian"                     # in the study's folder
@@ -49,6 +49,19 @@ def leading(folder: Path, say: Callable[[str], None] = lambda text: None) -> Ite
         lock.release()
 
 
+@contextlib.contextmanager
+def standing_in(folder: Path) -> Iterator[bool]:
+    """Lead for a moment, to ship, and say so: a driver that comes meanwhile waits."""
+    with leading(folder) as ours:
+        if ours:
+            (folder / MARK).touch()
+        try:
+            yield ours
+        finally:
+            if ours:
+                (folder / MARK).unlink(missing_ok=True)
+
+
 class Guardian:
     """The driver's side: there as soon as this returns, and told to leave by `farewell`."""
 
@@ -75,21 +88,17 @@ def wake(study: str, folder: Path, out: Path) -> None:
     """Behind a dead driver: ship, settle, leave."""
     alive, until, pause = silence(folder / "outbox"), time.monotonic() + PATIENCE, 1.0
     while time.monotonic() < until:
-        with leading(folder) as ours:
+        with standing_in(folder) as ours:
             if not ours:
                 return                   # the next driver is here, and ships what we would
-            (folder / MARK).touch()
-            try:
-                if (problem := ship(study, folder, out, alive)) == "":
-                    return
-            finally:
-                (folder / MARK).unlink(missing_ok=True)
+            if (problem := ship(study, folder, out, alive)) == "":
+                return
         print(f"{time.strftime('%H:%M:%S')} {problem}", flush=True)
         time.sleep(pause)
         pause = min(60.0, 2 * pause)
 
 
-def ship(study: str, folder: Path, out: Path, alive: set[str]) -> str:
+def ship(study: str, folder: Path, out: Path, alive: Set[str]) -> str:
     """Ship everything and end the runs of the dead; what is in the way, or nothing."""
     from studies.engine.shipping import Shipper
     from studies.engine.tracking import Tracking

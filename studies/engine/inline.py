@@ -46,6 +46,7 @@ class Place:
     resources: Resources
     code: Code
     by_code: CodeOf | None = None       # results of other code are other results
+    program: str = ""                   # what is typed after `python`; "": studies/<study>.py
     driver: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
 
     @property
@@ -145,6 +146,7 @@ def attempt(cell: Cell, place: Place, produce: Callable[[Context], Path]) -> Rec
     try:
         context = place.context(outbox.record, lambda: GIVEN() or notice() or room() or stop())
         record["metrics"] = json.loads((produce(context) / "metrics.json").read_text(encoding="utf-8"))
+        record["own_seconds"] = sum(map(store.seconds, own.values()))   # whoever made them, whenever: see search.py
         samples = context.get(cell.samples()) / "samples.jsonl"
         record["samples"] = first_texts(samples)
         record["real"] = first_texts(context.get(cell.trial.data) / "test.jsonl")
@@ -280,7 +282,8 @@ def _tags(cell: Cell, place: Place) -> dict[str, str]:
             "study": place.study,
             "fingerprint": fingerprint(cell.trial), "commit": place.code.commit, "dirty": str(bool(place.code.diff)),
             "diff": place.code.digest,      # the parent run has it, code/<digest>.patch
-            "mlflow.source.git.commit": place.code.commit, "mlflow.source.name": f"studies/{place.study}.py",
+            "mlflow.source.git.commit": place.code.commit,
+            "mlflow.source.name": place.program or f"studies/{place.study}.py",
             } | {name: ",".join(keys) for name, keys in stages.items()}
 
 

@@ -184,11 +184,16 @@ def _read(path: Path) -> Record | None:
 
 
 def _write(path: Path, record: Record) -> None:
+    write_whole(path, json.dumps(record, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file, whole or as it was before: written beside its place and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(beside, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -1,6 +1,7 @@
 """The live view: stages and cells done, running and waiting, current losses, an ETA.
 
-A terminal gets a screen that is redrawn; anything else gets one line per event.
+A terminal gets a screen that is redrawn; anything else (a file, a job on a cluster, whose log a laptop follows) gets a
+line per event, and every EVERY seconds what is running: its step, its losses, and when all will be done.
 """
 
 import time
@@ -18,6 +19,8 @@ from studies.engine.plan import Cell, Plan, Shared
 from trainables.config import flat
 
 Work = Cell | Shared
+EVERY = 60.0                            # seconds between looks, where there is no screen
+MOST = 3                                # of what runs, in such a look
 
 
 class View:
@@ -28,7 +31,7 @@ class View:
 
     def __init__(self, plan: Plan, ledger: Ledger, console: Console):
         self.plan, self.ledger, self.console = plan, ledger, console
-        self.began = time.time()
+        self.began = self.told = time.time()
         self.concurrent = 1
         self.running: dict[str, tuple[Work, float]] = {}
         self.ended: dict[str, Record] = {}
@@ -76,6 +79,10 @@ class View:
         if self.live:
             self._look()
             self.live.update(self._draw(), refresh=True)
+        elif self.running and time.time() - self.told >= EVERY:
+            self.told = time.time()
+            self._look()
+            self._tell()
 
     # -- what is known
 
@@ -127,10 +134,25 @@ class View:
 
     # -- how it looks
 
-    def _draw(self) -> Group:
+    def _gone(self) -> str:
         left = self.remaining()
-        head = Text(f"{self.plan.study.name} · {self.plan.scale} · {span(time.time() - self.began)} gone, "
-                    + (f"about {span(left)} to go" if left is not None else "time to go not known yet"))
+        return f"{span(time.time() - self.began)} gone, " + (
+            f"about {span(left)} to go" if left is not None else "time to go not known yet")
+
+    def _tell(self) -> None:
+        """What the screen would show now, in two lines."""
+        counts = [f"{done}/{total} {name}" for name, (done, total) in
+                  (("stages", self._count(Shared)), ("trials", self._count(Cell))) if total]
+        self.say(f"at work  {', '.join(counts)} done, {len(self.running)} running, {self._gone()}")
+        parts = []
+        for key, (work, _) in list(self.running.items())[:MOST]:
+            step, metrics = self.latest.get(key, (0, {}))
+            parts.append(f"{work.name} step {step}  {losses(metrics)}" if metrics else work.name)
+        more = len(self.running) - len(parts)
+        self.say("         " + "; ".join(parts) + (f"; and {more} more" if more > 0 else ""))
+
+    def _draw(self) -> Group:
+        head = Text(f"{self.plan.study.name} · {self.plan.scale} · {self._gone()}")
         bars = Table.grid(padding=(0, 1))
         for name, kind in (("stages", Shared), ("trials", Cell)):
             done, total = self._count(kind)

@@ -26,7 +26,8 @@ from studies.engine.code_version import CodeVersions
 from studies.engine.findings import Findings
 from studies.engine.ledger import Ledger, Outbox, Record
 from studies.engine.main import conduct
-from studies.engine.nights import Cells, History, Verdict, cells_of, cells_tonight, code_of, host, judge_night, settle
+from studies.engine.night_speed import Cells
+from studies.engine.nights import History, Verdict, cells_of, cells_tonight, code_of, host, judge_night, settle
 from studies.engine.options import prepare
 from studies.engine.provenance import ROOT, code, commits
 from studies.engine.watched import Watched
@@ -99,7 +100,7 @@ class StudyNight:
     def judge(self, findings: Findings, good: Record | None, last: bool) -> Verdict:
         """What is said of the cells that are there, and why there are no more of them."""
         now, missing = cells_tonight(findings, self.watched), findings.plan.missing
-        verdict = judge_night(self.watched, good, now, self.history.usual(self.watched, now), last)
+        verdict = judge_night(self.watched, good, now, self.history.past(self.watched, now), last)
         if missing and not rounds.affordable(findings, missing, 1):
             return replace(verdict, why=f"{verdict.why}; hours = {self.watched.hours:g} do not reach: "
                                         f"{rounds.spent(findings)}, and {len(missing)} of {len(findings.plan.cells)} "

@@ -18,12 +18,12 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import report
+from studies.engine import report, writable
 from studies.engine.clearing import clear
 from studies.engine.cluster import find_cluster, settle_environment
 from studies.engine.cluster_file import is_head_of
 from studies.engine.code_version import current
-from studies.engine.ledger import Record
+from studies.engine.ledger import Record, write_whole
 from studies.engine.night import (
     BUSY,
     FAILED,
@@ -51,8 +51,8 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
     try:
         asked = read_nightly(file, find)
         chosen = choose(asked, only)
-        if json is not None and not json.absolute().parent.is_dir():
-            raise BadInput(f"--json: there is no folder {json.absolute().parent}")
+        if json is not None:
+            writable.file("--json", json)
         if os.environ.get("PALIMPSEST_ON") and not is_head_of(os.environ["PALIMPSEST_ON"]):
             complain("PALIMPSEST_ON is for studies: a night runs where it is typed; cluster/nightly/install.sh on the "
                      "head makes it the cluster's")
@@ -132,8 +132,8 @@ def through(asked: Nightly, chosen: Nightly, out: Path, json: Path | None, dry_r
         if problem := tell_tracking(night, study.watched, out, markdown([night])):
             say(f"MLflow did not take the verdict ({problem}); the next night ships it")
     if nights:
-        (out / "night.md").write_text(markdown(nights), encoding="utf-8")
-        (out / "history.html").write_text(history_page(asked, history), encoding="utf-8")
+        write_whole(out / "night.md", markdown(nights))
+        write_whole(out / "history.html", history_page(asked, history))
         say("\n" + markdown(nights) + f"\nthe history   {out / 'history.html'}")
         if to and worth_saying(nights, before):
             if failed := send(nights, to):
@@ -150,7 +150,7 @@ def through(asked: Nightly, chosen: Nightly, out: Path, json: Path | None, dry_r
 def note_told(out: Path) -> None:
     """Note which run has said what there was to say: whoever started it (cluster/nightly/notify.sh) need not."""
     if run := os.environ.get("INVOCATION_ID"):          # systemd's, or the pod's name
-        (out / "told").write_text(run + "\n", encoding="utf-8")
+        write_whole(out / "told", run + "\n")
 
 
 def complain(text: str) -> None:

@@ -3,22 +3,25 @@
 import math
 import os
 import shlex
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studies.engine import writable
 from studies.engine.budget import Budget
 from studies.engine.cluster import IN_A_JOB, Cluster, choose_scale
 from studies.engine.code_version import current
 from studies.engine.decide import FIRST, Rule
 from studies.engine.findings import Findings
+from studies.engine.halt import disk_full
 from studies.engine.ledger import Ledger
-from studies.engine.plan import Plan, make_plan
+from studies.engine.plan import Plan
+from studies.engine.planning import make_plan
 from studies.engine.provenance import ROOT
 from studies.engine.rounds import first_seeds, remembered
 from studies.engine.study import BadInput, Checks, Resources, Study, Watch
+from studies.engine.tracking import shown
 from trainables.config import ConfigError, near
 from trainables.stages import Context, Store
 
@@ -47,6 +50,9 @@ class Options:
     least: int | None = None
     gpus: float | None = None
     margins: tuple[str, ...] = ()       # metric=value
+    asked: bool = False                 # by claims, which have a page of their own: the study's is left as it is
+    searched: float = 0.0               # hours that a search before the comparison has cost
+    tuned: bool = False                 # whether there was one: else a page has none, whatever an old one left behind
     typed: tuple[str, ...] | None = None        # `words` of the whole command, where a part of it is done
 
     def words(self) -> tuple[str, ...]:
@@ -59,7 +65,6 @@ class Options:
         words += [word for text in self.assignments for word in ("--set", text)]
         words += [word for text in self.margins for word in ("--margin", text)]
         return (*words, *(flag for flag, on in (("--decide", self.decide), ("--by-code", self.by_code)) if on))
-    searched: float = 0.0               # hours that a search before the comparison has cost
 
 
 def check(study: Study, options: Options) -> None:
@@ -96,17 +101,11 @@ def check(study: Study, options: Options) -> None:
     if IN_A_JOB in os.environ and options.out.is_relative_to(ROOT):
         raise BadInput(f"--out: {options.out} goes when this job does; name a folder that all of the cluster's "
                        "machines see, or set PALIMPSEST_OUT where Ray is started")
-    for folder, flag in ((options.out, "--out"), (options.json.absolute().parent if options.json else None, "--json")):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                probe = folder / f".writable-{time.time_ns()}"
-                probe.touch()
-                probe.unlink()
-        except OSError as error:
-            raise BadInput(f"{flag}: cannot write into {folder}: {error.strerror}") from None
-    if options.json is not None and options.json.is_dir():
-        raise BadInput(f"--json: {options.json} is a folder; name a file")
+    writable.folder("--out", options.out)
+    if (own := options.out / study.name).exists():           # somebody else's, in a folder that all may write into
+        writable.folder("--out", own)
+    if options.json is not None:
+        writable.file("--json", options.json)
 
 
 def chosen_arms(study: Study, options: Options) -> list[str]:
@@ -158,10 +157,37 @@ def open_store(options: Options) -> Store:
                  code=current() if options.by_code else None)
 
 
+def usable_store(options: Options) -> Store:
+    """The store, once it is known to work; for who only looks, what --out has of it where it does not.   BadInput"""
+    store, looks = open_store(options), options.report or options.dry_run
+    try:
+        writable.store("--store" if options.store else "--out", store.url, read_only=looks)
+        if store.remote and not looks:
+            writable.folder("--out", store.folder)
+    except BadInput:
+        if not looks:
+            raise
+        return Store(options.out / "stages", code=store.code)
+    return store
+
+
+def data_of(options: Options, store: Store) -> Any:
+    """What --data says, its files kept in the store; None: the recipe's own.   BadInput, ConfigError"""
+    if options.data is None:
+        return None
+    from trainables.text.corpora import choose_data
+    try:
+        return choose_data(options.data, options.test_data, store)
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise BadInput(f"--data: {options.data} cannot be read, or be kept in {shown(store.url)}: {error}") from None
+
+
 def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | None,
             seeds: Mapping[str, int] | None = None) -> Plan:
     """The plan of what was typed, or of these seeds of each arm.   BadInput, ConfigError"""
-    store = open_store(options)
+    store = usable_store(options)
     if cluster is not None:
         scale, why = choose_scale(study, options.scale, cluster)
     elif options.scale is None and (past := ledger.cells()):
@@ -173,10 +199,7 @@ def prepare(study: Study, options: Options, ledger: Ledger, cluster: Cluster | N
     resources = resources_of(study, scale, options)
     if cluster is not None and not options.dry_run:
         cluster.trials(resources)       # refuses what can never fit
-    data = None
-    if options.data is not None:
-        from trainables.text.corpora import choose_data
-        data = choose_data(options.data, options.test_data, store)
+    data = data_of(options, store)
     arms, rule = chosen_arms(study, options), Rule(options.seeds or Rule().most) if options.decide else None
     if options.report and rule is None and options.seeds is None and (past := remembered(ledger, scale)):
         rule = past[0]

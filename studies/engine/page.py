@@ -16,6 +16,7 @@ from studies.engine import figures
 from studies.engine.compare import Comparison
 from studies.engine.figures import Line, Span, band, grid
 from studies.engine.findings import Findings
+from studies.engine.real_texts import REAL, real_row, remark
 from studies.engine.report import ARROWS, caption, effects_table, sentences, spell
 from studies.engine.study import Metric
 from studies.engine.style import CSS
@@ -136,8 +137,13 @@ def numbers(findings: Findings) -> Section:
         judged = badge(against.verdict) if against else ""
         if note := findings.note(arm):
             name += f'<small class="worse">{escape(note)}</small>'
+        if far := remark(findings, arm):
+            name += f"<small>{escape(far)}</small>"
         rows.append([("arm", name), ("", judged), *(_value(findings, arm, metric) for metric in findings.shown),
                      ("n", str(findings.done(arm))), ("n", f"{findings.hours(arm):.2g}")])
+    if real := real_row(findings):
+        rows.append([("arm real", REAL), ("real", ""), *(("n real", typeset(value)) for value in real), ("real", ""),
+                     ("real", "")])
     said = caption(findings)
     return Section("Numbers", table(columns, rows), said[0].upper() + said[1:] + ".")
 
@@ -158,7 +164,9 @@ def differences(findings: Findings) -> Section:
                  if found.difference.mean is not None]
         title = metric.metric + ARROWS[type(metric).__name__]
         drawn[title] = figures.forest(spans, metric.margin, f"difference to {findings.plan.base}")
-    note = ("Paired differences to the base with their 95 % intervals; colours are verdicts after the correction over "
+    note = ("Paired differences to the base with intervals that hold at every look, for all arms together, with 95 %.  "
+            "Shaded: the margin." if findings.plan.rule else
+            "Paired differences to the base with their 95 % intervals; colours are verdicts after the correction over "
             "the arms, so an interval may leave zero out and the arm be open.  Shaded: the margin.")
     return Section("Differences", grid(drawn) if any(drawn.values()) else "", note)
 
@@ -188,7 +196,9 @@ def effects(findings: Findings) -> Section:
               ("n", f"{line.df[0]:g}, {line.df[1]:g}"), ("n", f"{line.p:.2g}")] for line in lines]) + "</details>"
     return Section("Effects of the factors", html, (
         "Main effect: the level against the factor's first level, averaged over the other factors.  Interaction: what "
-        "two levels do together beyond the sum of what each does alone.  Holm's correction over all of them."))
+        "two levels do together beyond the sum of what each does alone.  "
+        + ("The intervals hold at every look, for all of them together, with 95 %." if findings.plan.rule else
+           "Holm's correction over all of them.")))
 
 
 def decision(findings: Findings) -> Section:

@@ -114,21 +114,24 @@ class Halving:
     """Asynchronous successive halving: of those who reach rung k, at first x factor^k steps, one in `factor` goes on.
 
     Asynchronous: a trial is compared once a rung, when it comes there, with whoever was there before; it waits for
-    nobody, and nobody who comes later is held against it.
+    nobody, and nobody who comes later is held against it.  `steps`: how long trainings are; after the first rung there
+    is none beyond steps // factor.  Who was stopped near its end would save little, and lose its score.
     """
 
-    def __init__(self, *metrics: Minimise | Maximise, first: int, factor: int = 3):
+    def __init__(self, *metrics: Minimise | Maximise, first: int, factor: int = 3, steps: int | None = None):
         if not metrics or first < 1 or factor < 2:
             raise ValueError(f"halving needs a metric, a first rung of 1 step or more and a factor of 2 or more, not "
                              f"{metrics}, {first} and {factor}")
-        self.metrics, self.first, self.factor = metrics, first, factor
+        self.metrics, self.first, self.factor, self.steps = metrics, first, factor, steps
 
     def __repr__(self) -> str:
         return f"Halving({', '.join(metric.metric for metric in self.metrics)}, first={self.first}, " \
-               f"factor={self.factor})"
+               f"factor={self.factor}, steps={self.steps})"
 
     def rung(self, step: int) -> int:
         """The last rung at or below a step; -1 below the first."""
+        if self.steps is not None:
+            step = min(step, max(self.first, self.steps // self.factor))
         number = -1
         while step >= self.first * self.factor ** (number + 1):
             number += 1

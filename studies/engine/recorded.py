@@ -7,6 +7,9 @@
                                                        run RUNNING but of drivers that help; the guardian leaves
 
 Each of these is done whatever became of the others: storage, disk and server may be what ended the search.
+
+A driver that helps (`helping`) leaves all of this to the one that leads; but where that one has gone before it, the
+helper is the last who knows that nobody runs any more, and does it at its own end.
 """
 
 import contextlib
@@ -15,7 +18,7 @@ from pathlib import Path
 
 from studies.engine import search_report
 from studies.engine.cluster import quiet
-from studies.engine.guardian import Guardian
+from studies.engine.guardian import Guardian, ship, standing_in
 from studies.engine.ledger import Ledger
 from studies.engine.options import Options
 from studies.engine.plan import Plan
@@ -44,7 +47,7 @@ def recorded(plan: Plan, searches: Mapping[str, Search], options: Options, ledge
     def end() -> None:
         parent.end(story["status"], 0.0, texts={"search.md": written(searches, ledger, say)})
 
-    def ship() -> None:
+    def rest() -> None:
         if shipping.close():
             tracking.settle(elsewhere(searches, shipping.outboxes))
         else:
@@ -52,9 +55,30 @@ def recorded(plan: Plan, searches: Mapping[str, Search], options: Options, ledge
                 "rest")
 
     with contextlib.ExitStack() as ending:                  # the last comes first
-        for step in (guardian.farewell, ship, parent.close, end):
+        for step in (guardian.farewell, rest, parent.close, end):
             ending.callback(step)
         yield story
+
+
+@contextlib.contextmanager
+def helping(study: str, searches: Mapping[str, Search], out: Path, ledger: Ledger, say: Callable[[str], None]
+            ) -> Iterator[dict[str, str]]:
+    """Help to search: whoever leads reports; who outlives the leader ships, and ends the runs of whoever died."""
+    folder, over = ledger.folder, False
+    try:
+        yield {}
+        over = True
+    finally:
+        with standing_in(folder) as ours:
+            if ours:
+                with quiet(folder / "ray.log"):
+                    problem = ship(study, folder, out, elsewhere(searches, folder / "outbox"))
+                written(searches, ledger, say)
+                say(f"MLflow did not take everything ({problem}); nothing is lost, and the same command ships the rest"
+                    if problem else "the driver that led has gone, so this one has shipped what was told")
+                say(f"the search is {'over' if over else 'not over'}: the same command goes on from here")
+            elif over:
+                say(f"the search is over; the driver at work in {folder} reports it")
 
 
 def written(searches: Mapping[str, Search], ledger: Ledger, say: Callable[[str], None]) -> str:

@@ -25,7 +25,7 @@ from studies.engine.cluster import settle_environment
 from studies.engine.findings import Findings
 from studies.engine.plan import Cell
 from studies.engine.provenance import ROOT
-from studies.engine.selection import best_cell
+from studies.engine.selection import best_arm, best_cell
 from studies.engine.study import BadInput, Minimise
 from studies.engine.tracking import Tracking, knock, shown, tracking_uri
 from trainables.config import ConfigError
@@ -53,10 +53,10 @@ def keep_best(findings: Findings, store: Store, out: Path) -> str | None:
 
 def tags(findings: Findings, cell: Cell, metric: str, value: float) -> dict[str, str]:
     """What a version says of itself."""
-    plan, record = findings.plan, findings.records[cell.key]
+    plan, record, picked = findings.plan, findings.records[cell.key], best_arm(findings)
     return {"cell": cell.key, "study": plan.study.name, "arm": cell.arm, "seed": str(cell.seed), "scale": plan.scale,
             "data": plan.data, "commit": record.get("commit", "unknown") + "-dirty" * bool(record.get("dirty")),
-            "chosen_by": metric, "value": repr(value),
+            "chosen_by": metric, "value": repr(value), "arm_chosen_by": "" if picked is None else picked[1],
             } | {f"metric.{name}": repr(number) for name, number in record["metrics"].items()}
 
 

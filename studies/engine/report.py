@@ -14,6 +14,7 @@ from rich.table import Table
 
 from studies.engine.compare import Comparison, Interval
 from studies.engine.findings import Findings
+from studies.engine.real_texts import REAL, real_row, real_value, remark
 from studies.engine.study import Metric
 
 __all__ = ["Findings", "as_json", "caption", "header", "markdown", "outcome", "rich_effects", "rich_table", "rows",
@@ -29,8 +30,8 @@ def outcome(findings: Findings, runs: Mapping[str, str], commit: str) -> dict[st
     """The outcome for programs; numbers that are not finite are null.   commit: what is said while no cell has ended;
     else the cells' own, each once.
 
-    An arm that is compared has "against_base" in each metric; "effects", "decision" and "budget" are there where the
-    study has factors, --decide and --hours or --price.
+    A metric has "real", what real texts score, where that is known, and in an arm that is compared "against_base";
+    "effects", "decision" and "budget" are there where the study has factors, --decide and --hours or --price.
     """
     plan = findings.plan
     commits = dict.fromkeys(record["commit"] for record in findings.records.values() if "commit" in record)
@@ -71,6 +72,8 @@ def _numbers(value: Interval) -> dict[str, float | None]:
 
 def _metric(findings: Findings, arm: str, metric: Metric) -> dict[str, Any]:
     numbers: dict[str, Any] = _numbers(findings.mean(arm, metric.metric))
+    if (real := real_value(findings, arm, metric.metric)) is not None:
+        numbers["real"] = real
     if arm != findings.plan.base:
         numbers["against_base"] = _comparison(findings.compared(metric)[arm]) | {
             "margin": metric.margin, "more_seeds": findings.more(metric).get(arm)}
@@ -170,6 +173,8 @@ def caption(findings: Findings) -> str:
     if once := findings.trained_once():
         said += (f"; {' and '.join(once)} {'is' if len(once) == 1 else 'are'} trained once for all seeds, and what "
                  "another such training would change is not in the intervals")
+    if real_row(findings):
+        said += f"; {REAL}: other held-out texts, scored as the samples are"
     return said
 
 
@@ -196,7 +201,8 @@ def header(findings: Findings) -> list[str]:
 
 
 def rows(findings: Findings) -> list[list[str]]:
-    """One row an arm: mean ± half of the 95 % interval, and beneath it the paired difference to the base."""
+    """One row an arm: mean ± half of the 95 % interval, and beneath it the paired difference to the base; and at last
+    what real texts score, where metrics say it."""
     plan, table = findings.plan, []
     for arm in plan.arms:
         cells, judged = [], ""
@@ -208,14 +214,15 @@ def rows(findings: Findings) -> list[list[str]]:
             cells.append(text)
         name = f"{arm} (base)" if arm == plan.base else arm
         table.append([name, plan.differs(arm), *cells, judged, str(findings.done(arm)), f"{findings.hours(arm):.2g}",
-                      findings.note(arm)])
-    return table
+                      "; ".join(filter(None, (findings.note(arm), remark(findings, arm))))])
+    real = real_row(findings)
+    return [*table, [REAL, "–", *real, "", "", "", ""]] if real else table
 
 
 def rich_table(findings: Findings) -> Table:
     """The table for a terminal, which is narrow: arms are columns where there are more metrics than arms."""
     columns, lines = header(findings), rows(findings)
-    wide = len(findings.shown) > max(len(lines), 3)
+    wide = len(findings.shown) > max(len(findings.plan.arms), 3)
     table = Table(title=findings.plan.study.question, title_justify="left", show_lines=True)
     if wide:
         keep = [number for number, name in enumerate(columns) if number and any(row[number] for row in lines)]
@@ -239,7 +246,8 @@ def effects_table(findings: Findings) -> tuple[list[str], list[list[str]]]:
               spell(effect.comparison.difference, sign=True),
               "–" if effect.comparison.adjusted is None else small(effect.comparison.adjusted).removeprefix("= "),
               effect.comparison.verdict] for effect in findings.effects(metric)]
-    return ["effect", "level", f"in {metric.metric}", "Holm p", "verdict"], lines
+    kind = "anytime p" if findings.plan.rule else "Holm p"
+    return ["effect", "level", f"in {metric.metric}", kind, "verdict"], lines
 
 
 def rich_effects(findings: Findings) -> Table | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from studies.engine.compare import LEVEL, needed
 from studies.engine.decide import FIRST, Rule
 from studies.engine.findings import Findings
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, write_whole
 from studies.engine.plan import Cell, Plan, Shared
 from studies.engine.study import BadInput
 
@@ -137,14 +137,18 @@ def saved(findings: Findings) -> list[str]:
 
 
 def remember(ledger: Ledger, plan: Plan, seeds: Mapping[str, int]) -> None:
-    """Note how the seeds came about, so that a later --report judges them by the rule under which they were run."""
-    path = ledger.folder / "decide.json"
+    """Note how the seeds came about, so that a later --report judges them by the rule under which they were run.
+
+    Forgotten only by a plan that fixes as many seeds of each of those arms: one of some arms, or of few seeds, says
+    nothing of how the others came about.
+    """
+    path, past = ledger.folder / "decide.json", remembered(ledger, plan.scale)
+    known = past[1] if past else {}
     if plan.rule is None:
-        path.unlink(missing_ok=True)
+        if past and all(sum(cell.arm == arm for cell in plan.cells) >= many for arm, many in known.items()):
+            path.unlink()
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"scale": plan.scale, "most": plan.rule.most, "seeds": dict(seeds)}, indent=1),
-                    encoding="utf-8")
+    write_whole(path, json.dumps({"scale": plan.scale, "most": plan.rule.most, "seeds": known | dict(seeds)}, indent=1))
 
 
 def remembered(ledger: Ledger, scale: str) -> tuple[Rule, Seeds] | None:

@@ -1,6 +1,7 @@
 """The run: shared stages as Ray tasks, then the missing cells through Ray Tune.
 
     make_shared     each stage once, as soon as what it needs is there; a failed one fails the cells that stand on it
+                    (a lost node, or two deaths of its process, do not make it fail: admission.py)
     run_cells       one Tuner over the missing keys; never a restore: the ledger is the memory
 
 Nothing here decides what a cell is or what became of it; workers write that themselves (inline.py).  Who may be at work
@@ -19,7 +20,7 @@ from ray import tune
 from ray.exceptions import RayError
 
 from studies.engine import group, inline
-from studies.engine.admission import DEATHS, Capacity, Queue
+from studies.engine.admission import Capacity, Deaths, Queue
 from studies.engine.cluster import Cluster
 from studies.engine.halt import Halt, disk_full
 from studies.engine.inline import Place
@@ -28,7 +29,7 @@ from studies.engine.live import View
 from studies.engine.plan import Cell, Plan, Shared
 from studies.engine.watchdog import Watchdog
 
-__all__ = ["DEATHS", "fit", "make_shared", "run", "run_cells", "trainable"]
+__all__ = ["fit", "make_shared", "run", "run_cells", "trainable"]
 
 HEAD = "node:__internal_head__"         # a resource that every cluster's head has
 SAVING = 20.0                           # seconds: Kubernetes kills 30 after it told, Slurm 30, most clouds 30 to 120
@@ -61,6 +62,7 @@ def make_shared(stages: Iterable[Shared], place: Place, view: View, cluster: Clu
     waiting = {shared.key: shared for shared in stages}
     running: dict[Any, Shared] = {}
     broken: dict[str, Record] = {}
+    deaths, again = Deaths(), set[str]()
     watchdog, capacity = Watchdog(place, view), Capacity(cluster, place.resources)
     try:
         while waiting or running:
@@ -75,7 +77,7 @@ def make_shared(stages: Iterable[Shared], place: Place, view: View, cluster: Clu
                         <= capacity.look().most(place.resources)):          # an autoscaler is asked for all of them
                     del waiting[shared.key]
                     view.begins(shared)
-                    running[submit(shared, place, cluster)] = shared
+                    running[submit(shared, place, cluster, shared.key in again)] = shared
             done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
             for ref in done:
                 shared = running.pop(ref)
@@ -84,11 +86,14 @@ def make_shared(stages: Iterable[Shared], place: Place, view: View, cluster: Clu
                 except (RayError, OSError) as error:
                     if disk_full(error):
                         raise Halt(full(place, inline.one_line(error))) from None
-                    record = {"key": shared.key, "kind": type(shared.stage).__name__, "status": "failed",
-                              "reason": f"its process died: {inline.one_line(error)}", "seconds": 0.0}
-                if record["status"] == "stopped":         # it made room: another process goes on with it
+                    died = not deaths.forgiven(shared.key, f"{type(error).__name__}: {error}")
+                    record = {"key": shared.key, "kind": type(shared.stage).__name__, "seconds": 0.0,
+                              "status": "failed" if died else "stopped",
+                              "reason": f"its process died {deaths.times(shared.key)} times: {inline.one_line(error)}"}
+                if record["status"] == "stopped":         # it made room, or died: another process goes on with it
                     view.drops(shared)
                     waiting[shared.key] = shared
+                    again.add(shared.key)
                     continue
                 view.ends(shared, record)
                 if record["status"] != "done":
@@ -129,12 +134,20 @@ def width(shared: Shared, place: Place) -> int:
     return place.resources.workers if getattr(shared.stage, "together", False) else 1
 
 
-def submit(shared: Shared, place: Place, cluster: Cluster) -> Any:
-    """Start what makes a stage."""
+def submit(shared: Shared, place: Place, cluster: Cluster, again: bool = False) -> Any:
+    """Start what makes a stage, `again` where a process came back without it.
+
+    Ray's own retries count a lost node as a death, so they are off.  A process is done after one stage (max_calls)
+    where it would else keep a GPU's memory while the next trial holds it: Ray sees to that where the GPUs are said
+    to `remote`, and not where they are said to `options`.  So is one that goes on with a stage: if it was told to make
+    room, as the one before it, it would stop after every step.
+    """
     if width(shared, place) > 1:
         return group.crew(place, Capacity(cluster, place.resources)).stage(shared)
-    return ray.remote(inline.make_stage).options(
-        num_cpus=place.resources.cpus, num_gpus=place.resources.gpus, max_retries=DEATHS).remote(shared, place)
+    holds: dict[str, Any] = {"num_cpus": place.resources.cpus, "num_gpus": place.resources.gpus, "max_retries": 0}
+    if again:
+        holds["max_calls"] = 1
+    return ray.remote(**holds)(inline.make_stage).remote(shared, place)
 
 
 class Watch(tune.Callback):

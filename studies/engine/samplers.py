@@ -52,14 +52,19 @@ def sampler(how: Sampler, space: Space, seed: int, trials: Sequence[FrozenTrial]
     """The sampler of the draw after these trials."""
     number = seed_of(seed, "draw", len(trials)) % 2**32
     explore = Sobol(space, seed)
-    ended = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    # With early stopping most points end pruned.  TPE ranks those by how far they came, behind all that finished; the
+    # Gaussian process is blind to them, and knows no slope from one value.  Both take what other searches found, but
+    # how much of this space was looked at, only its own points say.
+    seen = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "inherited" not in trial.user_attrs
+               for trial in trials)
+    finished = sum(trial.state == TrialState.COMPLETE for trial in trials)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                 # that conditional parameters are drawn by themselves: we know
         if isinstance(how, QuasiRandom):
             return explore
         if isinstance(how, Nsga2):
             return Mixed(NSGAIISampler(population_size=how.population, seed=number), explore)
-        if ended < how.startup:
+        if seen < how.startup or finished < (1 if isinstance(how, Tpe) else 2):
             return explore
         if isinstance(how, Tpe):
             return TPESampler(n_startup_trials=0, multivariate=True, group=True, constant_liar=True,

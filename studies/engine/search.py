@@ -48,6 +48,7 @@ from trainables.config import ConfigError, override
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 WAIT, DONE = "wait", "done"
+OWN = "own_seconds"                     # what making what no other seed shares took
 IN_A_ROW = 10                           # trials that fail one behind the other before a search is given up
 
 
@@ -300,8 +301,9 @@ class Search:
                 self._settle_twins()
 
     def _tell(self, number: int, cell: Cell, record: Record) -> None:
-        cost = {name: record[name] for name in map(_plain, COST) if name in record}
-        scores = dict(record["metrics"]) | {name: cost[_plain(name)] for name in COST if _plain(name) in cost}
+        cost = {name: record[name] for name in (*map(_plain, COST), OWN) if name in record}
+        scores = dict(record["metrics"]) | {name: cost[_plain(name)] * _share(cost) for name in COST
+                                            if _plain(name) in cost}
         status, reason, values = record["status"], record["reason"], None
         if status == "done":
             absent = [metric.metric for metric in self.select if not _finite(scores.get(metric.metric))]
@@ -392,6 +394,13 @@ def _values(domain: Any) -> list[str]:
 def _plain(cost: str) -> str:
     """What the ledger calls it."""
     return cost.removeprefix("cost/")
+
+
+def _share(cost: Mapping[str, float]) -> float:
+    """Of what an attempt has spent, which is the budget's business, what the point costs, which is a goal's: its own
+    training, samples and scores, wherever they were made; not what others share and the first of them happens to make,
+    nor the time that it waits for that.  More than 1 where its own were found.  1 where a record does not say."""
+    return cost[OWN] / cost["seconds"] if OWN in cost and cost.get("seconds") else 1.0
 
 
 def _finite(value: Any) -> bool:

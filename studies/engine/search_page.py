@@ -161,7 +161,8 @@ def curves(searches: Mapping[str, Search]) -> Section:
         for place, metric in enumerate(search["pruned on"]):
             sign = -1 if metric["way"] == "most" else 1
             told = [(trial, [(float(step), sign * values[place]) for step, values in sorted(
-                trial["curve"].items(), key=lambda item: int(item[0]))]) for trial in search["trials"]]
+                trial["curve"].items(), key=lambda item: int(item[0])) if values[place] is not None])
+                for trial in search["trials"]]
             low, high = _bulk([y for _, points in told for _, y in points if math.isfinite(y)])
             lines = [Line(f"point {trial['number']}, {trial['state']}",
                           [(x, *[min(max(y, low), high)] * 3) for x, y in points if math.isfinite(y)],     # type: ignore

@@ -7,7 +7,7 @@
 """
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from search_spaces.corners import spell
 from search_spaces.domains import Choice, LogUniform, Point
 from studies.engine import found
 from studies.engine.bound import Bound
+from studies.engine.ledger import write_whole
 from studies.engine.plan import Plan
 from studies.engine.search import IN_A_ROW, Search
 from studies.engine.study import Maximise, Minimise
@@ -91,10 +92,18 @@ def points(said: Said, names: Mapping[str, str]) -> dict[str, list[Point]]:
 
 def write(said: Said, folder: Path) -> None:
     """search.md for people, search.json for programs and the report."""
-    for name, text in (("search.md", "\n".join(outcome(said))), ("search.json", json.dumps(said, indent=1))):
-        beside = folder / f".{name}.tmp"
-        beside.write_text(text + "\n", encoding="utf-8")
-        os.replace(beside, folder / name)
+    told = json.dumps(strict(said), indent=1, allow_nan=False)
+    for name, text in (("search.md", "\n".join(outcome(said))), ("search.json", told)):
+        write_whole(folder / name, text + "\n")
+
+
+def strict(said: Any) -> Any:
+    """The same for JSON, which knows no NaN and no infinity: what a curve or a score may be is null."""
+    if isinstance(said, Mapping):
+        return {name: strict(value) for name, value in said.items()}
+    if isinstance(said, (list, tuple)):
+        return [strict(value) for value in said]
+    return None if isinstance(said, float) and not math.isfinite(said) else said
 
 
 def read(folder: Path) -> Said:

@@ -1,11 +1,13 @@
-"""Which cell is kept as the study's best model: chosen by validation texts, so that test is only reported.
+"""Which cell is kept as the study's best model: the best arm's best seed on validation texts.
 
-    deciding metric, mean over seeds --> the best arm, which is the study's answer
+    deciding metric, mean over seeds --> the best arm: on validation, where every cell was scored there (searches), else
+                                         on test, as the table says; registry.py notes which
     its seeds --> scored against the validation split, as stages, after the last cell --> the best of them
 
 Between seeds of one arm the test score would pick luck, and then be quoted as if it had not.  So an arm's seeds draw
 other samples, and are scored against other texts; that is done for the best arm alone, since it costs what sampling
-costs, and once, since a stage is made once.
+costs, and once, since a stage is made once.  That an arm was picked by its test mean flatters that mean, the less the
+more seeds it has; a seed's own test score is not what it was picked by.
 """
 
 import json
@@ -21,9 +23,10 @@ from trainables.trial import Sampled
 
 def best_cell(findings: Findings, store: Store) -> tuple[Cell, str, float] | None:
     """The best arm's best seed, by which metric, and its value there; None: nothing decides, or nothing is done."""
-    metric, arm = findings.deciding, best_arm(findings)
-    if metric is None or arm is None:
+    metric, picked = findings.deciding, best_arm(findings)
+    if metric is None or picked is None:
         return None
+    arm, _ = picked
     held_out = {cell: value for cell in _done(findings, arm)
                 if (value := judged(findings, cell, store)) is not None}
     name = _held_out(metric.metric) if held_out else metric.metric
@@ -37,8 +40,8 @@ def best_cell(findings: Findings, store: Store) -> tuple[Cell, str, float] | Non
 
 def candidates(findings: Findings, store: Store) -> tuple[Shared, ...]:
     """The validation scores that the choice still lacks; nothing where there is no choice, or no model to keep."""
-    metric, arm = findings.deciding, best_arm(findings)
-    cells = _done(findings, arm) if arm is not None else []
+    metric, picked = findings.deciding, best_arm(findings)
+    cells = _done(findings, picked[0]) if picked is not None else []
     if metric is None or len(cells) < 2 or not metric.metric.startswith("test/"):
         return ()
     lacking = [(cell, validation(cell, metric.metric)) for cell in cells if isinstance(cell.samples(), Sampled)
@@ -47,17 +50,19 @@ def candidates(findings: Findings, store: Store) -> tuple[Shared, ...]:
                  if (name := store.key(stage)) not in findings.stages and not store.has(stage))      # tried once
 
 
-def best_arm(findings: Findings) -> str | None:
-    """The arm with the best mean: on validation where every cell's record has it, else as the report says."""
+def best_arm(findings: Findings) -> tuple[str, str] | None:
+    """The arm with the best mean, and the metric that says so: on validation where every cell's record has it, else as
+    the report says."""
     metric = findings.deciding
     known = [record["metrics"] for record in findings.records.values() if record["status"] == "done"]
     if metric is None or not known:
         return None
     name = _held_out(metric.metric)
     if not all(name in metrics for metrics in known):
-        return findings.best()
+        best = findings.best()
+        return None if best is None else (best, metric.metric)
     means = {arm: mean for arm in findings.plan.arms if (mean := findings.mean(arm, name).mean) is not None}
-    return (min if isinstance(metric, Minimise) else max)(means, key=means.__getitem__) if means else None
+    return ((min if isinstance(metric, Minimise) else max)(means, key=means.__getitem__), name) if means else None
 
 
 def judged(findings: Findings, cell: Cell, store: Store) -> float | None:

@@ -133,8 +133,10 @@ class Resources:
             raise ValueError(f"least must be between 0 and workers = {self.workers}, not {self.least}")
         if self.cpus < 1 or self.workers < 1 or self.gpus < 0:
             raise ValueError(f"a trial needs a worker with a CPU or more, and no negative GPUs: {self}")
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus must be a fraction of one or a whole number, not {self.gpus}")
+        if self.gpus > 1:
+            workers = math.ceil(self.gpus * self.workers)
+            raise ValueError(f"a worker computes on one GPU, or on a part of one, not on {self.gpus:g}: "
+                             f"--workers {workers} takes {workers} GPUs")
 
 
 Changes = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]

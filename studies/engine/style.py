@@ -69,6 +69,7 @@ td.arm small.worse { color: var(--worse); }
 td small.better { color: var(--better); } td small.worse { color: var(--worse); } td small.same { color: var(--same); }
 td small.differs { color: var(--differs); }
 td.best { font-weight: 650; }
+td.real, td.arm.real { background: var(--faint); color: var(--soft); }
 .swatch { display: inline-block; width: .72em; height: .72em; border-radius: 3px; margin-right: .5em;
   vertical-align: -.02em; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .88rem; margin: .6em 0; }

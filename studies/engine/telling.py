@@ -17,7 +17,7 @@ from rich.text import Text
 
 from studies.engine import formats, page, report, search_page
 from studies.engine.cluster import Cluster, quiet
-from studies.engine.ledger import Ledger
+from studies.engine.ledger import Ledger, write_whole
 from studies.engine.live import span
 from studies.engine.options import Options, open_store
 from studies.engine.plan import Plan
@@ -27,17 +27,18 @@ from studies.engine.tracking import shown, tracking_uri
 
 
 def write_report(plan: Plan, options: Options, ledger: Ledger, runs: dict[str, str]) -> report.Findings:
-    """plan.md, tables, report.html and outcome.json in the study's folder, and --json's file."""
+    """plan.md, tables, report.html and outcome.json in the study's folder, and --json's file; none where claims ask."""
     findings = report.Findings(plan, ledger)
+    if options.asked:
+        return findings
     result = report.as_json(report.outcome(findings, runs, code().commit))
-    ledger.folder.mkdir(parents=True, exist_ok=True)
     said = replace(plan, answer=findings.answer_cost()).lines()
-    (ledger.folder / "plan.md").write_text("\n".join(said) + "\n", encoding="utf-8")
-    (ledger.folder / "outcome.json").write_text(result, encoding="utf-8")
-    sections = [*page.sections(findings, runs, run_link(options.out)), *search_page.sections(ledger.folder)]
-    for name, text in {"table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
+    sections = [*page.sections(findings, runs, run_link(options.out)),
+                *(search_page.sections(ledger.folder) if options.tuned else ())]
+    for name, text in {"plan.md": "\n".join(said) + "\n", "outcome.json": result,
+                       "table.md": report.markdown(findings) + "\n", "table.tex": formats.latex(findings),
                        "table.csv": formats.table_csv(findings), "report.html": page.page(findings, sections)}.items():
-        (ledger.folder / name).write_text(text, encoding="utf-8")
+        write_whole(ledger.folder / name, text)
     if options.json is not None:
         options.json.write_text(result, encoding="utf-8")
     return findings
@@ -88,6 +89,8 @@ def tell(plan: Plan, options: Options, ledger: Ledger, console: Console, began: 
             console.print(Text(f"\n{title}", style="bold"))
             for text in some:
                 console.print(Text(f"  {text}"), soft_wrap=True)
+    if options.asked:
+        return 1 if findings.failed() else 0
     console.print(Text(f"\nthe report          {ledger.folder / 'report.html'}\n"
                        f"table and samples   {ledger.folder / 'table.md'}\n"
                        f"for programs        {ledger.folder / 'outcome.json'}\n"

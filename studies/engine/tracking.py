@@ -38,17 +38,20 @@ def tracking_uri(out: Path) -> str:
 
 def shown(uri: str) -> str:
     """A tracking URI without the secrets that it may hold."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:                  # a host such as [half an address
+        return f"{uri.partition('://')[0]}://…"
     place = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, place, parts.path, "", "")) if place else uri.partition("?")[0]
 
 
 def knock(uri: str) -> None:
     """Whether something listens where the URI points; the client would take minutes to say so.   BadInput"""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return
     try:
+        parts = urlsplit(uri)
+        if parts.scheme not in ("http", "https"):
+            return
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except (OSError, ValueError) as error:

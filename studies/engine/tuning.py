@@ -36,14 +36,16 @@ class QuasiRandom:
 @dataclass(frozen=True)
 class Tpe:
     """Tree-structured Parzen estimators: all parameters together (multivariate), branches of a conditional space each
-    by themselves, running trials taken for bad ones (constant liar).  `startup` quasi-random points come first."""
+    by themselves, running trials taken for bad ones (constant liar).  `startup` quasi-random points come first, pruned
+    ones included."""
 
     startup: int = 8
 
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """A Gaussian process over the parameters that every trial has; the conditional ones are drawn at random."""
+    """A Gaussian process over the parameters that every trial has; the conditional ones are drawn at random.  It learns
+    from finished points alone: where most are pruned, TPE knows more."""
 
     startup: int = 8
 
@@ -183,7 +185,8 @@ def _counterpart(report: Sequence[Metric], trial: Any) -> Sought:
 def _halving(trial: Any) -> Pruner | None:
     """By training's own loss, which none of this moves; by nothing where it is seen too late."""
     first = trial.training.validate_every
-    return Halving(Minimise("valid/loss"), first=first) if first < trial.training.steps else None
+    steps = trial.training.steps
+    return Halving(Minimise("valid/loss"), first=first, steps=steps) if first < steps else None
 
 
 def _seen_in_time(trial: Any) -> None:

@@ -34,14 +34,14 @@ ROWS = 48               # held-out stories at each, at most; a model is judged o
 
 @config
 class ContextBounds:
-    """Noised held-out stories x_t at a grid of training times, and what oracle and context-free denoiser lose on them:
-    bounds.safetensors, x0 [B, L, D], x_t [TIMES, B, L, D], t, oracle and alone [TIMES]."""
+    """Noised validation stories x_t at a grid of training times, and what oracle and context-free denoiser lose on
+    them: bounds.safetensors, x0 [B, L, D], x_t [TIMES, B, L, D], t, oracle and alone [TIMES]."""
 
     encoded: EncodedTexts
     process: Gaussian
     times: Times
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2               # 2: on validation texts; a search selects by what it says
 
     def needs(self) -> tuple[Stage, ...]:
         return self.encoded, EncodingStatistics(encoded=self.encoded)
@@ -51,8 +51,8 @@ class ContextBounds:
         texts = all_stories()
         log_p = torch.from_numpy(Oracle().log_likelihood(texts)).float()
         table = encodings.encode(encodings.read(texts))                                  # [N, L, D]
-        test = encodings.batches("test")
-        x0 = encodings.encode(test.take(torch.arange(min(ROWS, len(test)))))             # [B, L, D]
+        valid = encodings.batches("valid")
+        x0 = encodings.encode(valid.take(torch.arange(min(ROWS, len(valid)))))           # [B, L, D]
         times = self.times.quantiles(TIMES, self.process.schedule).sort().values
         noised, losses = [], []
         for i, t in enumerate(times):

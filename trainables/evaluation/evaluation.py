@@ -35,7 +35,7 @@ from trainables.evaluation.memorisation import Memorisation
 from trainables.evaluation.oracle import OracleScores
 from trainables.evaluation.perplexity import Perplexity
 from trainables.evaluation.pretrained import held
-from trainables.evaluation.real import ReadsSources, Real
+from trainables.evaluation.real import ReadsClasses, ReadsSources, Real
 from trainables.evaluation.rouge import Rouge
 from trainables.evaluation.variety import Variety
 from trainables.stages import Context, Stage, upstream
@@ -45,7 +45,7 @@ Metric = OracleScores | Mauve | Frechet | JudgeNll | Variety | Memorisation | Pe
 
 # Which direction is better: "lower", "higher", or "neither", where the real texts' own value is best.
 BETTER: dict[str, str] = {name: better for metric in get_args(Metric) for name, better in metric.better.items()}
-BETTER |= {f"{name}_real": "neither" for name in BETTER}
+BETTER |= {f"{name}_real": "neither" for name in BETTER} | OracleScores.of_classes
 
 
 class Scores(NamedTuple):
@@ -86,11 +86,11 @@ class Evaluation:
         return self.measure(samples, split, data, context).values
 
     def measure(self, samples: list[str], split: str, data: Data, context: Context,
-                sources: Sequence[str] = ()) -> Scores:
-        """`score`, and why a value is missing.  `sources`: what each sample was written from, if from anything."""
+                sources: Sequence[str] = (), classes: Sequence[str] = ()) -> Scores:
+        """`score`, and why a value is missing.  `sources` and `classes`: what each sample was asked for, if it was."""
         baseline = self.baseline(split, data)
         with held():
-            values, absent = scores(self.metrics, samples, sources, baseline.real, context)
+            values, absent = scores(self.metrics, samples, sources, baseline.real, context, classes)
             real = context.get(baseline)
         for name, value in json.loads((real / "real.json").read_text()).items():
             if isinstance(value, str):
@@ -122,17 +122,21 @@ class RealScores:
 
 
 def scores(metrics: tuple[Metric, ...], samples: list[str], sources: Sequence[str], real: Real,
-           context: Context) -> Scores:
+           context: Context, classes: Sequence[str] = ()) -> Scores:
     """All metrics of some texts."""
     values: dict[str, float] = {}
     absent: dict[str, str] = {}
     for metric in metrics:
+        of_classes = metric.of_classes if classes and isinstance(metric, ReadsClasses) else {}
         if not any(text.strip() for text in samples):
-            said = dict.fromkeys(metric.better, "there are no samples" if not samples else "all samples are empty")
+            why = "there are no samples" if not samples else "all samples are empty"
+            said = dict.fromkeys((*metric.better, *of_classes), why)
         elif isinstance(metric, ReadsSources):
             said = metric.score_pairs(samples, sources, real, context)
         else:
             said = metric.score(samples, real, context)
+            if of_classes and isinstance(metric, ReadsClasses):
+                said |= metric.score_classes(samples, classes, real, context)
         for name, value in said.items():
             if isinstance(value, str):
                 absent[name] = value

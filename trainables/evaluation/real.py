@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from trainables.config import ConfigError, config
 from trainables.stages import Context, Stage
@@ -58,6 +58,18 @@ class ReadsSources(Protocol):
     def score_pairs(self, samples: list[str], sources: Sequence[str], real: Real,
                     context: Context) -> dict[str, float | str]:
         """Values by name, or reasons; `sources` has one for each sample, or none at all."""
+        ...
+
+
+@runtime_checkable
+class ReadsClasses(Protocol):
+    """A metric that also says whether samples are of the classes they were asked for; it adds to `score`."""
+
+    of_classes: ClassVar[dict[str, str]]         # which direction is better, for each value that it adds
+
+    def score_classes(self, samples: list[str], classes: Sequence[str], real: Real,
+                      context: Context) -> dict[str, float | str]:
+        """Values by name, or reasons; `classes` has one for each sample."""
         ...
 
 

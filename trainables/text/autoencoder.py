@@ -93,6 +93,13 @@ class TrainedAutoencoder:
         cached = (self.states(),) if isinstance(self.autoencoder.features, Cached) else ()
         return (self.language_model.data, self.language_model, *cached)
 
+    def check(self, context: Context) -> None:
+        """ConfigError where the width of a language model that is there already does not split into the heads."""
+        width = self.language_model.width(context)
+        if width is not None and width % self.perceiver.heads:
+            raise ConfigError("perceiver.heads", f"must divide the language model's width of {width}, and "
+                                                 f"{self.perceiver.heads} do not")
+
     def make(self, out: Path, context: Context) -> None:
         torch.manual_seed(seed_of("autoencoder"))             # one autoencoder for all seeds of a study
         model = AutoencoderLoss(self, FrozenLanguageModel.load(context.get(self.language_model)))

@@ -7,6 +7,7 @@
     hub_folder(name, revision)        a hub checkpoint's folder, downloaded or from the hub's own cache
     keep_folder(folder, store)        copies a folder's checkpoint into the store => the digest of its files
     kept_folder(digest, store, into)  ... and back, on any machine that shares the store
+    shelved(digest, store)            where the store keeps it, if it does so on this machine
     check_folder(folder, model_type)  ConfigError, in one line, where a folder cannot serve; reads no weights
     quietly()                         transformers without progress bars and load reports
 """
@@ -65,6 +66,20 @@ def check_folder(folder: Path, model_type: str, path: str = "weights.name") -> N
         raise refuse("has no tokenizer")
 
 
+def weight_names(folder: Path, path: str = "weights.name") -> set[str]:
+    """What the checkpoint's weights are called; none is read.   ConfigError: a damaged file"""
+    from safetensors import SafetensorError, safe_open
+
+    names: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                names |= set(weights.keys())
+        except SafetensorError as error:
+            raise ConfigError(path, f"{file} cannot be read: {error}") from None
+    return names
+
+
 def read_about(folder: Path, path: str = "weights.name") -> dict[str, Any]:
     """The checkpoint's config.json.   ConfigError: there is none that can be read"""
     try:
@@ -104,6 +119,12 @@ def kept_folder(digest: str, store: Store, into: Path) -> Path:
     for name in listing:
         there.get_file(f"{shelf}/{name}", str(into / name))
     return into
+
+
+def shelved(digest: str, store: Store) -> Path | None:
+    """Where the store keeps what `keep_folder` put there, if that can be looked into from here."""
+    shelf = store.folder / "imports" / digest
+    return shelf if not store.remote and (shelf / "whole.json").exists() else None
 
 
 def _shelf(store: Store, digest: str) -> tuple[Any, str]:

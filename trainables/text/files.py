@@ -143,7 +143,7 @@ def parse_file(text: str, fewest: int = FEWEST) -> tuple[list[Row], list[str]]:
     elif kind == "jsonl":
         records = _jsonl(path, content, column or "text", group)
     elif column is None:
-        records = [({"text": line}, line) for line in content.splitlines()]
+        records = [({"text": line}, line) for line in re.split(r"\r\n|\r|\n", content)]
     else:
         raise ConfigError(text, "a .txt file has one text a line and no columns")
     records = [(row | {"text": tidy(row["text"])}, where) for row, where in records if row["text"].strip()]
@@ -202,6 +202,11 @@ def _jsonl(path: str, content: str, field: str, group: str | None) -> list[tuple
         if not isinstance(record[field], str):
             raise ConfigError(path, f"line {number}: field {field!r} must be a text, not {record[field]!r}")
         records.append((_row(record, field, group), str(record[group]) if group else ""))
+        try:
+            " ".join([*records[-1][0].values(), records[-1][1]]).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(path, f"line {number} has half a character (a lone surrogate, \\ud83d or the like): "
+                                    "mend it, or leave the line out") from None
     return records
 
 

@@ -28,11 +28,11 @@ from trainables.config import ConfigError, config
 from trainables.randomness import Rng, seed_of
 from trainables.stages import Context, Stage
 from trainables.system import Batch
-from trainables.text.checkpoints import check_folder, quietly, read_about
+from trainables.text.checkpoints import check_folder, quietly, read_about, shelved, weight_names
 from trainables.text.corpora import Data, read_rows
 from trainables.text.encoders import FrozenEncoder, fetched, load_tokenizer, teach
 from trainables.text.encodings import SPLITS, write_encodings
-from trainables.text.families import T5, Bart, Small
+from trainables.text.families import T5, Bart, Folder, Small
 from trainables.text.tokenizers import TOKENS, Words
 
 LanguageModel = Bart | T5
@@ -54,6 +54,23 @@ class LanguageModelFolder:
 
     def needs(self) -> tuple[Stage, ...]:
         return (self.data,)
+
+    def check(self, context: Context) -> None:
+        """ConfigError where an imported folder cannot serve."""
+        if (shelf := self.shelf(context)) is not None:
+            check_language_model(shelf, self.model)
+
+    def shelf(self, context: Context) -> Path | None:
+        """The imported folder, if it is one that can be looked into before anything is made."""
+        weights = self.model.weights
+        return shelved(weights.digest, context.store) if isinstance(weights, Folder) else None
+
+    def width(self, context: Context) -> int | None:
+        """The model's, where it can be known before anything is made."""
+        weights, shelf = self.model.weights, self.shelf(context)
+        if isinstance(weights, Small):
+            return weights.width
+        return None if shelf is None else read_about(shelf).get("d_model")
 
     def make(self, out: Path, context: Context) -> None:
         weights = self.model.weights
@@ -84,6 +101,20 @@ class LanguageModelFolder:
         Words.save(tokenizer, out, published=folder / "tokenizer.json")
         with quietly():
             model.save_pretrained(out)
+
+
+def check_language_model(folder: Path, model: LanguageModel, path: str = "weights.name") -> None:
+    """ConfigError unless the folder holds both halves of a language model of this family, as can be seen from what its
+    weights are called."""
+    check_folder(folder, model.model_type, path)
+    about, names = read_about(folder, path), weight_names(folder, path)
+    if not any("decoder." in name for name in names):
+        made = ", ".join(about.get("architectures") or ()) or "its maker"
+        raise ConfigError(path, f"{folder} has no weights of a {model.model_type} decoder ({made} kept none); texts "
+                                "are written by a whole encoder-decoder model")
+    if about.get("tie_word_embeddings") is False and not any(name.endswith("lm_head.weight") for name in names):
+        raise ConfigError(path, f"{folder} has no head that says words, and its config.json says that its head is no "
+                                "copy of the token table (tie_word_embeddings)")
 
 
 def load_whole(family: LanguageModel, folder: Path) -> Any:

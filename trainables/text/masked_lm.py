@@ -27,7 +27,7 @@ from trainables.config import ConfigError, config
 from trainables.networks.transformer import sinusoid
 from trainables.randomness import seed_of
 from trainables.stages import Context, Stage
-from trainables.text.checkpoints import check_folder, quietly, read_about
+from trainables.text.checkpoints import check_folder, quietly, read_about, shelved
 from trainables.text.corpora import Data, read_rows
 from trainables.text.encoders import fetched, load_tokenizer, teach
 from trainables.text.families import Bert, Folder, Roberta, Small
@@ -58,8 +58,7 @@ class MaskedLmFolder:
     def check(self, context: Context) -> None:
         """ConfigError where an imported folder cannot serve."""
         if isinstance(self.lm.weights, Folder):
-            shelf = context.store.folder / "imports" / self.lm.weights.digest
-            if not context.store.remote and shelf.is_dir():
+            if (shelf := shelved(self.lm.weights.digest, context.store)) is not None:
                 check_masked_lm(shelf, self.lm)
 
     def make(self, out: Path, context: Context) -> None:

@@ -7,8 +7,10 @@
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from trainables.config import ConfigError, near
@@ -19,11 +21,23 @@ Row = dict[str, str]
 
 def read_rows(folder: Path, split: str) -> list[Row]:
     """All rows of a split, in order.  ConfigError when there is no such split."""
+    return [row for rows in row_blocks(folder, split, sys.maxsize) for row in rows]
+
+
+def row_blocks(folder: Path, split: str, size: int) -> Iterator[list[Row]]:
+    """The rows of a split in order, `size` at a time.  ConfigError when there is no such split."""
     path = folder / f"{split}.jsonl"
     if not path.exists():
         raise ConfigError("", f"no split {split!r} in {folder}{near(split, SPLITS)}")
     with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        while block := [json.loads(line) for line in itertools.islice(lines, size)]:
+            yield block
+
+
+def count_rows(folder: Path, split: str) -> int:
+    """How many rows a split has, without reading what they say."""
+    with open(folder / f"{split}.jsonl", "rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def read_texts(folder: Path, split: str) -> list[str]:

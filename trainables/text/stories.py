@@ -16,6 +16,7 @@ Stories(size, seed)   the corpus as a stage: train, judge, valid and test splits
                       and a source (name, verb, thing and place: notes from which the story could be written)
 Oracle(escape)        log_likelihood(texts)   nats per text; -inf for an illegal one, unless `escape` allows slips
                       illegal(texts)          share of texts that the grammar cannot say
+                      wrong_class(texts, classes)     ... in a world of the class that each was asked for
                       total_variation(texts)  between the texts' bigrams and the grammar's own, 0..1
                       entropy, entropy_rate   of the grammar: nats per text, nats per word
 """
@@ -26,6 +27,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,6 +53,11 @@ class World:
     who: str
     event: str
     thing: str
+
+    @property
+    def classed(self) -> str:
+        """The class of its stories: who they are about is left open."""
+        return f"{self.event} {self.thing}"
 
     def words(self) -> dict[str, str]:
         """Slot -> the words it may say, equally likely."""
@@ -81,7 +88,7 @@ def tell(world: World, rng: random.Random) -> dict[str, str]:
     words, slot, said = world.words(), "START", {}
     while (slot := rng.choices(list(NEXT[slot]), list(NEXT[slot].values()))[0]) != "END":
         said[slot] = rng.choice(words[slot].split())
-    return {"text": " ".join(said.values()), "class": f"{world.event} {world.thing}",
+    return {"text": " ".join(said.values()), "class": world.classed,
             "source": " ".join(said[slot] for slot in ("NAME", "VERB", "THING"))}
 
 
@@ -131,27 +138,38 @@ class Oracle:
             self.start, self.step, self.stop = slip(self.start, S), slip(self.step, S + 1), slip(self.stop, S + 1)
             self.emission = slip(self.emission, V)
 
-    def log_likelihood(self, texts: list[str]) -> np.ndarray:
-        """ln P(text) by the forward algorithm.   [texts] nats; -inf where no path of states says the text"""
+    def log_likelihood(self, texts: list[str], worlds: Sequence[World] = WORLDS) -> np.ndarray:
+        """ln P(text), told of one of these worlds, by the forward algorithm.   [texts] nats; -inf where no path of
+        states says the text"""
+        emission = self.emission[[WORLDS.index(world) for world in worlds]]
         said = [[self._index.get(word, len(self.words)) for word in text.split()] for text in texts]
         result = np.full(len(texts), -np.inf)
         for length in {len(words) for words in said if words}:
             rows = [row for row, words in enumerate(said) if len(words) == length]
             words = np.array([said[row] for row in rows])                      # [n, length]
-            alpha = self.start * np.moveaxis(self.emission[:, :, words[:, 0]], 2, 0)        # [n, worlds, S]
+            alpha = self.start * np.moveaxis(emission[:, :, words[:, 0]], 2, 0)             # [n, worlds, S]
             log_scale = np.zeros(len(rows))
             for position in range(1, length):
                 scale = alpha.sum((1, 2))
                 alpha = alpha / np.where(scale > 0, scale, 1)[:, None, None]
                 log_scale += np.log(np.where(scale > 0, scale, 1))
-                alpha = alpha @ self.step * np.moveaxis(self.emission[:, :, words[:, position]], 2, 0)
+                alpha = alpha @ self.step * np.moveaxis(emission[:, :, words[:, position]], 2, 0)
             with np.errstate(divide="ignore"):
-                result[rows] = np.log((alpha @ self.stop).sum(1) / len(WORLDS)) + log_scale
+                result[rows] = np.log((alpha @ self.stop).sum(1) / len(worlds)) + log_scale
         return result
 
     def illegal(self, texts: list[str]) -> float:
         """Share of texts of probability zero."""
         return float(np.isinf(self.log_likelihood(texts)).mean())
+
+    def wrong_class(self, texts: list[str], classes: Sequence[str]) -> float:
+        """Share of texts of probability zero in every world of the class that each was asked for."""
+        asked: dict[str, list[str]] = {}
+        for text, name in zip(texts, classes, strict=True):
+            asked.setdefault(name, []).append(text)
+        worlds = {name: [world for world in WORLDS if world.classed == name] for name in asked}
+        return sum(int(np.isinf(self.log_likelihood(said, worlds[name])).sum()) if worlds[name] else len(said)
+                   for name, said in asked.items()) / len(texts)
 
     @functools.cached_property
     def visits(self) -> np.ndarray:

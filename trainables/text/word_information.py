@@ -32,6 +32,7 @@ from trainables.system import Batch
 from trainables.text.corpora import Data, Imported, Stories, read_rows
 from trainables.text.families import Small
 from trainables.text.masked_lm import MASK, MaskedLm, MaskedLmFolder, save_words
+from trainables.text.rows import count_rows, row_blocks
 from trainables.text.tokenizers import TOKENS, Words
 
 SPLITS = ("train", "valid", "test")
@@ -47,6 +48,8 @@ class TokenTexts:
 
     <split>.ids.npy int32 [N, L] · <split>.mask.npy bool [N, L], again as <split>.source; <split>.words.npy int32 [N],
     words between blanks of what is kept of a text; tokenizer.json, tokens.json
+
+    Made ROWS_AT_ONCE texts at a time, in memory maps: the billion words are 24 million texts.
     """
 
     data: Data
@@ -69,20 +72,37 @@ class TokenTexts:
         words = Words.load(folder)
         start = len(words.start)
         for split in SPLITS:
-            rows = read_rows(corpus, split)
-            ids, mask, count = words.read([row["text"] for row in rows], self.length + start)
-            self._write(out, split, ids[:, start:], mask[:, start:])
-            np.save(out / f"{split}.words.npy", count.numpy().astype(np.int32))
-            if self.source_length:
-                if not all(row.get("source") for row in rows):
-                    raise ConfigError("source_length", f"the texts of {split} have no sources to read")
-                self._write(out, f"{split}.source", *words.ids([row["source"] for row in rows], self.source_length))
+            many = count_rows(corpus, split)
+            text = Columns(out, split, many, self.length)
+            source = Columns(out, f"{split}.source", many, self.source_length) if self.source_length else None
+            count = np.lib.format.open_memmap(out / f"{split}.words.npy", "w+", np.int32, (many,))
+            first = 0
+            for rows in row_blocks(corpus, split, ROWS_AT_ONCE):
+                ids, mask, said = words.read([row["text"] for row in rows], self.length + start)
+                text.put(first, ids[:, start:], mask[:, start:])
+                count[first:first + len(rows)] = said.numpy()
+                if source is not None:
+                    if not all(row.get("source") for row in rows):
+                        raise ConfigError("source_length", f"the texts of {split} have no sources to read")
+                    source.put(first, *words.ids([row["source"] for row in rows], self.source_length))
+                first += len(rows)
+            count.flush()
         for name in ("tokenizer.json", TOKENS, MASK):
             shutil.copyfile(folder / name, out / name)
 
-    def _write(self, out: Path, name: str, ids: Tensor, mask: Tensor) -> None:
-        np.save(out / f"{name}.ids.npy", ids.numpy().astype(np.int32))
-        np.save(out / f"{name}.mask.npy", mask.numpy())
+
+class Columns:
+    """<name>.ids.npy and <name>.mask.npy of `many` rows, on disk from the start."""
+
+    def __init__(self, out: Path, name: str, many: int, length: int):
+        self.ids, self.mask = (np.lib.format.open_memmap(out / f"{name}.{part}.npy", "w+", kind, (many, length))
+                               for part, kind in (("ids", np.int32), ("mask", np.bool_)))
+
+    def put(self, first: int, ids: Tensor, mask: Tensor) -> None:
+        """These rows [n, L], from number `first` on, and out of memory."""
+        for column, rows in ((self.ids, ids), (self.mask, mask)):
+            column[first:first + len(rows)] = rows.numpy()
+            column.flush()
 
 
 class TokenSplit:
