@@ -856,7 +856,7 @@ def test_a_slow_down_is_found_although_every_value_is_what_it_was(tmp_path, monk
         assert len(got) == 1 and "all arms: 54.9 % slower" in got[0][1]["text"]
         repository.edit('450.0 + self.seed', '451.0 + self.seed', "less careful")
         ended, third = repository.night()
-    assert ended == 3 and third["why"].startswith("all arms: 54.8 % slower (95 % interval +54.7 to +54.9 %)")
+    assert ended == 3 and third["why"].startswith("all arms: 54.8 % slower (95 % interval +54.6 to +54.9 %)")
     assert third["why"].endswith("median of 12 pairs, slow for 2 nights in a row"), third["why"]
     assert {found["kind"] for found in third["findings"] if found["metric"].startswith("test/")} == {"same"}
     assert {suspect.partition(" ")[2] for suspect in third["suspects"]} == {
