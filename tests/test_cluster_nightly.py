@@ -1,5 +1,6 @@
 """cluster/nightly/: the units as systemd reads them, the lock, the exit codes, what a failure says, the workflow."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,10 +110,9 @@ def test_two_nights_do_not_overlap(root: Path):
     assert "SuccessExitStatus=75" in SERVICE and "OnFailure=palimpsest-nightly-failed@%n.service" in SERVICE
 
 
-def test_a_failure_is_said(root: Path):
-    """notify.sh posts to the address in ~/.palimpsest/webhook; the address is in no argument."""
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
+@contextlib.contextmanager
+def hook() -> Iterator[tuple[str, list[dict]]]:
+    """A webhook on this machine, and what it got."""
     got: list[dict] = []
 
     class Hook(http.server.BaseHTTPRequestHandler):
@@ -124,23 +125,57 @@ def test_a_failure_is_said(root: Path):
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Hook)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        env = os.environ | {
-            "HOME": str(root / "home"),
-            "MONITOR_SERVICE_RESULT": "exit-code",
-            "MONITOR_EXIT_STATUS": "3",
-        }
-        quiet = subprocess.run(["bash", str(HERE / "notify.sh"), "night"], env=env, capture_output=True, text=True)
-        assert quiet.returncode == 0 and "exit-code, exit 3" in quiet.stdout and not got
-        (root / "home/.palimpsest/webhook").write_text(f"http://127.0.0.1:{server.server_port}/hook")
-        assert subprocess.run(["bash", str(HERE / "notify.sh"), "night"], env=env, capture_output=True).returncode == 0
+        yield f"http://127.0.0.1:{server.server_port}/hook", got
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    assert len(got) == 1 and got[0]["text"].startswith("night on ") and got[0]["text"].endswith("exit-code, exit 3")
+
+
+def failed(root: Path, **more: str) -> str:
+    """What notify.sh prints when systemd tells it that a night ended with 2."""
+    env = os.environ | {"HOME": str(root / "home"), "MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "2"}
+    env.pop("PALIMPSEST_NOTIFY", None)
+    run = ["bash", str(root / "checkout/cluster/nightly/notify.sh"), "night"]
+    said = subprocess.run(run, env=env | more, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    return said.stdout + said.stderr
+
+
+def test_a_failure_is_told_where_nights_are(root: Path):
+    """By the engine, to the address of nightly.env, which is in no argument and not printed; and once."""
+    for name in ("studies/engine", "trainables", "search_spaces", "studies/__init__.py"):
+        (root / "checkout" / name).symlink_to(HERE.parents[1] / name)
+    with hook() as (url, got):
+        (root / "home/.palimpsest/nightly.env").write_text(f"PALIMPSEST_NOTIFY='{url}/hunter2'\n")
+        assert "hunter2" not in failed(root)
+        text, = (payload["text"] for payload in got)
+        assert text.startswith("night on ") and text.endswith("exit-code, exit 2")
+        (root / "out/nightly").mkdir(parents=True)
+        (root / "out/nightly/told").write_text("0123\n")
+        assert "which the night has told" in failed(root, MONITOR_INVOCATION_ID="0123") and len(got) == 1
+
+
+def test_a_failure_is_told_where_not_even_the_engine_runs(root: Path):
+    """Packages that could not be installed, say: by curl, with the reason that the journal has."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    (root / "tools").mkdir()
+    (root / "tools/journalctl").write_text("#!/bin/bash\necho 'git: https://user:hunter2@host'\n"
+                                           "echo 'error: the \"packages\" cannot be installed'\n")
+    (root / "tools/journalctl").chmod(0o755)
+    with open(root / "home/.palimpsest/env", "a") as file:
+        file.write(f'export PATH="{root}/tools:$PATH"\n')
+    with hook() as (url, got):
+        (root / "home/.palimpsest/webhook").write_text(url)
+        failed(root, MONITOR_INVOCATION_ID="0123")
+        (root / "home/.palimpsest/webhook").unlink()
+        failed(root, PALIMPSEST_NOTIFY=url, MONITOR_INVOCATION_ID="0123")
+    assert len(got) == 2 and got[0] == got[1], got
+    assert got[0]["text"].endswith('exit-code, exit 2; error: the "packages" cannot be installed')
 
 
 TOOLS = "bash cat chmod cp cut date dirname env git grep hostname id mkdir rm sed sha256sum tee touch uname".split()
@@ -307,7 +342,8 @@ def test_a_pod_passes_the_end_on_and_waits(machine: Machine, term: bool, code: i
     manifest = yaml.safe_load((HERE.parent / "kuberay/nightly.yaml").read_text())
     pod = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     command = pod["containers"][0]["command"]
-    command[-1] = command[-1].replace("PALIMPSEST_OUT=/results", f"PALIMPSEST_OUT={machine.root}/out")
+    assert command[-1].count("/results") == 1
+    command[-1] = command[-1].replace("/results", f"{machine.root}/out")
     assert pod["terminationGracePeriodSeconds"] >= 60
     machine.program("ray", f"#!/bin/bash\necho \"$*\" >> {machine.root}/asked\n")
     (machine.root / "tools/python").symlink_to(sys.executable)
@@ -320,8 +356,32 @@ def test_a_pod_passes_the_end_on_and_waits(machine: Machine, term: bool, code: i
         assert process.stdout is not None and process.stdout.readline() == "began\n"
         if term:
             process.terminate()
-        assert process.communicate()[0] == ("saved\n" if term else "") and process.returncode == code
+        said = process.communicate()[0]
+    assert said.startswith("saved\nnightly on " if term else "nightly on ") and said.endswith(f"failed, exit {code}\n")
+    assert process.returncode == code
     assert (machine.root / "asked").read_text().splitlines()[-1] == "stop"
+
+
+@pytest.mark.parametrize("ends, told", [("sys.exit(0)", 0), ("sys.exit(2)", 1), ("os.kill(os.getpid(), 9)", 1),
+                                        ("told()", 0)])
+def test_a_pod_says_how_its_night_ended(machine: Machine, ends: str, told: int):
+    """The CronJob's own command; the night that has told a regression by itself is not told again."""
+    manifest = yaml.safe_load((HERE.parent / "kuberay/nightly.yaml").read_text())
+    command = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    command[-1] = command[-1].replace("/results", f"{machine.root}/out")
+    machine.program("ray", "#!/bin/bash\n")
+    for tool in ("curl", "timeout", "tail"):
+        (machine.root / "tools" / tool).symlink_to(str(shutil.which(tool)))
+    (machine.root / "tools/python").symlink_to(sys.executable)
+    (machine.team / "studies/nightly.py").write_text(
+        "import os, pathlib, sys\ndef told():\n    out = pathlib.Path(os.environ['PALIMPSEST_OUT'], 'nightly')\n"
+        "    out.mkdir(parents=True)\n    (out / 'told').write_text(os.environ['INVOCATION_ID'])\n    sys.exit(3)\n"
+        + ends)
+    with hook() as (url, got):
+        env = machine.env | {"PALIMPSEST_NOTIFY": url}
+        ended = subprocess.run(command, cwd=machine.team, env=env, capture_output=True, text=True)
+    assert len(got) == told, ended.stderr
+    assert not told or got[0]["text"].startswith("nightly on ") and got[0]["text"].endswith(f"exit {ended.returncode}")
 
 
 def test_the_workflow():

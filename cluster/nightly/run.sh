@@ -4,7 +4,8 @@
 #
 # CHOOSE, in ~/.palimpsest/nightly.env, which nobody else reads and `ray up` leaves alone (install.sh makes it):
 #     PALIMPSEST_BRANCH=main                    take this branch's latest commit first; unset: what is checked out
-#     PALIMPSEST_NOTIFY=https://hooks.slack...  an address that studies/nightly.toml asks for by name: notify = [...]
+#     PALIMPSEST_NOTIFY=https://hooks.slack...  where a night that fails is told (notify.sh); what it finds, too, where
+#                                               studies/nightly.toml says notify = ["PALIMPSEST_NOTIFY"]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 wrong() { echo "error: $1" >&2; exit 2; }

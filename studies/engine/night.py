@@ -1,6 +1,6 @@
 """One night: every watched study on tonight's code, looked at, and looked at again with more seeds while it is open.
 
-    first seeds -> conduct() -> look at the pairs with the last good night -> open? twice the seeds, up to `most`
+    first seeds -> conduct() -> look at the pairs with the last good night -> open, slow? twice the seeds, up to `most`
                                                                            -> verdict -> nights.jsonl, MLflow
     a night that passed with other numbers, or the first one, is filled up to `most` seeds: it is the measure of the
     next, which can have no more pairs than it has
@@ -26,7 +26,8 @@ from studies.engine.code_version import CodeVersions
 from studies.engine.findings import Findings
 from studies.engine.ledger import Ledger, Outbox, Record
 from studies.engine.main import conduct
-from studies.engine.nights import Cells, History, Verdict, cells_of, cells_tonight, code_of, host, judge_night
+from studies.engine.night_speed import Cells
+from studies.engine.nights import History, Verdict, cells_of, cells_tonight, code_of, host, judge_night, settle
 from studies.engine.options import prepare
 from studies.engine.provenance import ROOT, code, commits
 from studies.engine.watched import Watched
@@ -70,24 +71,20 @@ class StudyNight:
     def run(self) -> Record:
         """Run, look, judge, and remember.   Ended"""
         good = self._good(self.findings(self.watched.seeds))
-        looks = [self.watched.most] if good is None else [
-            seeds for seeds in self.watched.looks if seeds <= max(self._seeds_of(good), self.watched.seeds)]
-        verdict, findings, seeds = None, None, 0
-        for seeds in looks:
-            if verdict is not None:
-                self.say(f"{self.watched.name} is open ({verdict.why}): {seeds} seeds")
+        before, findings = None, None
+
+        def look(seeds: int, last: bool) -> Verdict:
+            nonlocal before, findings
+            if before is not None and before.word == "pass":
+                self.say(f"{self.watched.name} passed; as the measure of the next nights it gets {seeds} seeds")
+            elif before is not None:
+                self.say(f"{self.watched.name} is open ({before.why}): {seeds} seeds")
             findings = self.measure(seeds)
-            verdict = self.judge(findings, good)
-            if verdict.word != "inconclusive":
-                break
-        assert verdict is not None and findings is not None
-        moved = any(found.kind not in ("same", "open") for found in verdict.findings)
-        if verdict.word == "pass" and seeds < self.watched.most and (
-                moved or self._seeds_of(good) < self.watched.most):
-            self.say(f"{self.watched.name} passed; as the measure of the next nights it gets {self.watched.most} seeds")
-            findings = self.measure(self.watched.most)
-            again = self.judge(findings, good)
-            verdict = again if again.word == "failed" else verdict
+            before = self.judge(findings, good, last)
+            return before
+
+        verdict = settle(self.watched, None if good is None else self._seeds_of(good), look)
+        assert findings is not None
         return self.remember(findings, verdict, good)
 
     def measure(self, seeds: int) -> Findings:
@@ -100,10 +97,15 @@ class StudyNight:
             raise Ended(ended if ended in (2, STOPPED) else FAILED)
         return findings
 
-    def judge(self, findings: Findings, good: Record | None) -> Verdict:
-        """What is said of the cells that are there."""
-        now = cells_tonight(findings, self.watched)
-        return judge_night(self.watched, good, now, self.history.usual(self.watched, now))
+    def judge(self, findings: Findings, good: Record | None, last: bool) -> Verdict:
+        """What is said of the cells that are there, and why there are no more of them."""
+        now, missing = cells_tonight(findings, self.watched), findings.plan.missing
+        verdict = judge_night(self.watched, good, now, self.history.past(self.watched, now), last)
+        if missing and not rounds.affordable(findings, missing, 1):
+            return replace(verdict, why=f"{verdict.why}; hours = {self.watched.hours:g} do not reach: "
+                                        f"{rounds.spent(findings)}, and {len(missing)} of {len(findings.plan.cells)} "
+                                        "cells were not run")
+        return verdict
 
     def _good(self, findings: Findings) -> Record | None:
         """The last good night whose cells pair with tonight's, which may not have run yet."""

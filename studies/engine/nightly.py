@@ -7,6 +7,7 @@
     3 something regressed                   75 another night runs     130 stopped; the same command continues
 
 A night that is stopped, or whose disk is full, keeps all that it has done, and removes what no night needs any more.
+What ends before there is anything to judge is told by whoever started it: cluster/nightly/notify.sh.
 """
 
 import os
@@ -17,12 +18,12 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
-from studies.engine import report
+from studies.engine import report, writable
 from studies.engine.clearing import clear
 from studies.engine.cluster import find_cluster, settle_environment
 from studies.engine.cluster_file import is_head_of
 from studies.engine.code_version import current
-from studies.engine.ledger import Record
+from studies.engine.ledger import Record, write_whole
 from studies.engine.night import (
     BUSY,
     FAILED,
@@ -50,14 +51,15 @@ def nightly(file: Path, out: Path, *, only: str | None = None, json: Path | None
     try:
         asked = read_nightly(file, find)
         chosen = choose(asked, only)
-        if json is not None and not json.absolute().parent.is_dir():
-            raise BadInput(f"--json: there is no folder {json.absolute().parent}")
+        if json is not None:
+            writable.file("--json", json)
         if os.environ.get("PALIMPSEST_ON") and not is_head_of(os.environ["PALIMPSEST_ON"]):
             complain("PALIMPSEST_ON is for studies: a night runs where it is typed; cluster/nightly/install.sh on the "
                      "head makes it the cluster's")
         lock = locked(out)
         if accept:
-            return accepted(History(out), chosen, only)
+            with lock:                  # a night at work would write its own history over this
+                return accepted(History(out), chosen, only)
         to = {} if dry_run else addresses(asked.notify)
         with lock, withheld(to):
             return through(asked, chosen, out, json, dry_run, to, root)
@@ -130,16 +132,25 @@ def through(asked: Nightly, chosen: Nightly, out: Path, json: Path | None, dry_r
         if problem := tell_tracking(night, study.watched, out, markdown([night])):
             say(f"MLflow did not take the verdict ({problem}); the next night ships it")
     if nights:
-        (out / "night.md").write_text(markdown(nights), encoding="utf-8")
-        (out / "history.html").write_text(history_page(asked, history), encoding="utf-8")
+        write_whole(out / "night.md", markdown(nights))
+        write_whole(out / "history.html", history_page(asked, history))
         say("\n" + markdown(nights) + f"\nthe history   {out / 'history.html'}")
-        if to and worth_saying(nights, before) and (failed := send(nights, to)):
-            complain(f"not told: {', '.join(failed)}")
+        if to and worth_saying(nights, before):
+            if failed := send(nights, to):
+                complain(f"not told: {', '.join(failed)}")
+            elif not stopped:
+                note_told(out)
     clear(history, asked.studies, asked.keep)
     code = stopped or exit_code(nights)
     if json is not None:
         json.write_text(report.as_json({"exit": code, "nights": nights}), encoding="utf-8")
     return code
+
+
+def note_told(out: Path) -> None:
+    """Note which run has said what there was to say: whoever started it (cluster/nightly/notify.sh) need not."""
+    if run := os.environ.get("INVOCATION_ID"):          # systemd's, or the pod's name
+        write_whole(out / "told", run + "\n")
 
 
 def complain(text: str) -> None:

@@ -7,32 +7,28 @@ The good night, which tonight is compared with, is the last that passed or was a
 cells are pairs where arm, seed and the whole config agree.  So a loss within the margin every night is found when it
 has added up past the margin only if a night in between did not pass; a margin is what one may lose between two passes.
 
-Speeds are compared where both nights ran on the same kind of machine (hardware.py), whatever its name; where none did,
-the verdict says so.
+Speeds are compared with several good nights' on the same kind of machine (hardware.py), whatever its name; where there
+is none, the verdict says so.  How much slower is too much says night_speed.py.
 """
 
 import hashlib
 import json
 import math
-import os
 import socket
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studies.engine.code_version import CodeVersions
 from studies.engine.findings import Findings
-from studies.engine.ledger import Ledger, Record, curves, read_from
-from studies.engine.regression import EVERY, SPEED, Finding, metric_finding, speed_finding
+from studies.engine.ledger import Record, read_from, write_whole
+from studies.engine.night_speed import Cells, Past, kind, past, slow, speed, speed_findings
+from studies.engine.regression import SPEED, Finding, metric_finding
 from studies.engine.watched import Watched
 from trainables.config import classes, fingerprint
-
-Cells = dict[tuple[str, int], Record]    # (arm, seed) -> what a night keeps of a cell
-RECENT = 20                             # nights that say how much speed wanders here
-WIDEST = 2.0                            # what that may widen the margin of speed to, in margins
 
 
 class History:
@@ -48,27 +44,24 @@ class History:
 
     def good(self, watched: Watched, cells: Cells) -> Record | None:
         """The last good night that has pairs for these cells."""
-        accepted = {line["number"] for line in self.lines if line["kind"] == "accept" and line["study"] == watched.name}
-        return next((night for night in self.nights(watched.name)[::-1]
-                     if (night["verdict"] == "pass" or night["number"] in accepted)
-                     and pairs(cells_of(night), cells)), None)
+        return next((night for night in self.good_nights(watched.name)[::-1] if pairs(cells_of(night), cells)), None)
 
-    def usual(self, watched: Watched, now: Cells) -> float:
-        """How much speed wanders between good nights on tonight's kinds of machines."""
-        kinds = {kind(cell) for cell in now.values()}
-        return wander([night for night in self.nights(watched.name)
-                       if kinds & {kind(cell) for cell in night["cells"]}], watched)
+    def good_nights(self, study: str) -> list[Record]:
+        """Those that passed or were accepted by hand, oldest first."""
+        accepted = self._accepted(study)
+        return [night for night in self.nights(study) if night["verdict"] == "pass" or night["number"] in accepted]
+
+    def past(self, watched: Watched, now: Cells) -> Past:
+        """What the nights before tell of the speed of tonight's cells."""
+        return past(self.nights(watched.name), self._accepted(watched.name), now, watched)
+
+    def _accepted(self, study: str) -> set[int]:
+        return {line["number"] for line in self.lines if line["kind"] == "accept" and line["study"] == study}
 
     def add(self, line: Record) -> None:
-        """Append: written beside and renamed, so that a reader, and whoever copies it, has whole lines."""
+        """Append; the file is replaced whole, so that a reader, and whoever copies it, has whole lines."""
         self.lines.append(line)
-        self.out.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".tmp")
-        with open(beside, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(each, allow_nan=False) + "\n" for each in self.lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
+        write_whole(self.path, "".join(json.dumps(each, allow_nan=False) + "\n" for each in self.lines))
 
     def accept(self, study: str) -> int | None:
         """Make a study's last night the measure of the next ones; its number, None where there is none."""
@@ -85,10 +78,7 @@ class History:
         digest = hashlib.sha256(said.encode()).hexdigest()[:16]
         path = self.out / "code" / f"{digest}.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".tmp")
-            beside.write_text(said, encoding="utf-8")
-            os.replace(beside, path)
+            write_whole(path, said)
         return digest
 
     def changed(self, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -102,26 +92,6 @@ class History:
             path = self.out / "code" / f"{digest}.json"
             found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return found
-
-
-def wander(nights: Sequence[Record], watched: Watched) -> float:
-    """The largest share of speed that one of the last good nights differed by from the one before, as far as that was
-    no finding: a night that is slow as a whole leaves its speed open, and passes.
-
-    Code that became faster says nothing of machines, so "improved" does not count; nor may machines widen the margin
-    without end, or a slow-down would never be found again.
-    """
-    if watched.speed is None:
-        return 0.0
-    moved = [abs(found["loss"]) for night in [each for each in nights if each["verdict"] == "pass"][-RECENT:]
-             for found in night["findings"]
-             if found["metric"] == SPEED and found["loss"] is not None and found["kind"] in ("same", "fine", "open")]
-    return min(max(moved, default=0.0), WIDEST * watched.speed.size)
-
-
-def kind(cell: Record) -> str:
-    """The kind of machine that a cell's speed was measured on; of old records only the machine's name is known."""
-    return cell.get("hardware") or cell["host"]
 
 
 def cells_of(night: Record) -> Cells:
@@ -155,20 +125,6 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def speed(ledger: Ledger, record: Record) -> tuple[float | None, str | None]:
-    """Tokens per second, the median over a cell's own training, and the kind of machine; (None, ...) where it found its
-    weights made.
-
-    A checkpoint that several cells share is trained as a stage, whose speed counts for all of them.
-    """
-    for key in ("", *record["stages"][::-1]):
-        points = curves(ledger.outbox(f"stage-{key}" if key else record["key"])).get("train/tokens_per_second")
-        if points:
-            made = (ledger.stage(key) or {}) if key else record
-            return statistics.median(points.values()), made.get("hardware")
-    return None, record.get("hardware")
-
-
 def code_of(plan: Any, arm: str, versions: CodeVersions) -> dict[str, str]:
     """The definitions that an arm's stages use."""
     table: dict[str, str] = {}
@@ -184,52 +140,81 @@ class Verdict:
     word: str                           # pass, regressed, inconclusive, failed
     why: str
     findings: tuple[Finding, ...]
+    slow: bool = False                  # more than may pass
 
 
-def judge_night(watched: Watched, good: Record | None, now: Cells, usual: float = 0.0) -> Verdict:
-    """Tonight's cells against the good night's."""
+def settle(watched: Watched, seeds_of_good: int | None, look: Callable[[int, bool], Verdict]) -> Verdict:
+    """Look until something can be said.   look(seeds, whether it is the last) -> what is said of so many
+
+    A night that passed with other numbers, or has more seeds to give than the good one (None: there is none), is filled
+    up.  The look at that is one of those planned, so what it finds counts; a metric that passed and is open does not.
+    """
+    looks = [watched.most] if seeds_of_good is None else [
+        seeds for seeds in watched.looks if seeds <= max(seeds_of_good, watched.seeds)]
+    done, verdict = looks[0], look(looks[0], len(looks) == 1)
+    slow = verdict.slow                 # a machine that was slow for an hour, or code that is: the last look tells
+    while (verdict.word == "inconclusive" or slow and verdict.word == "pass") and done < looks[-1]:
+        done = looks[looks.index(done) + 1]
+        verdict = look(done, done == looks[-1])
+        slow = slow or verdict.slow
+    moved = any(found.metric != SPEED and found.kind not in ("same", "open") for found in verdict.findings)
+    if verdict.word == "pass" and done < watched.most and (moved or (seeds_of_good or 0) < watched.most):
+        again = look(watched.most, True)
+        if again.word in ("failed", "regressed") or again.word == "inconclusive" and again.slow:
+            return again
+    return verdict
+
+
+def judge_night(watched: Watched, good: Record | None, now: Cells, before: Past | None = None,
+                last: bool = True) -> Verdict:
+    """Tonight's cells against the good night's.   `before`: what the nights tell of speed, else the good one alone;
+    `last`: no look comes after this"""
     lost = [f"{cell['arm']} seed {cell['seed']} {cell['status']}: {cell['reason']}" for cell in now.values()
             if cell["status"] != "done"]
     lost += [f"{new['arm']} seed {new['seed']}: {metric} has no value any more"
              for old, new in (pairs(cells_of(good), now) if good else []) for metric in watched.margins
              if old["metrics"].get(metric) is not None and new["metrics"].get(metric) is None]
-    findings = () if good is None else tuple(_findings(watched, cells_of(good), now, usual))
+    before = before or past([good] if good else [], (), now, watched)
+    findings = () if good is None else (*_findings(watched, cells_of(good), now),
+                                        *speed_findings(watched, before, now, last))
     worse = [found for found in findings if found.kind == "regressed"]
-    undecided = [found for found in findings if found.kind == "open" and found.metric != SPEED]
+    slower = [found for found in findings if slow(found, watched, before, last)]
+    undecided = [found for found in findings if found.metric != SPEED and found.kind == "open"] + slower
+    def verdict(word: str, why: str) -> Verdict:
+        return Verdict(word, why, findings, bool(slower))
+
     if worse:
-        return Verdict("regressed", "; ".join(map(spell, worse)) + ("; " + "; ".join(lost) if lost else ""), findings)
+        return verdict("regressed", "; ".join([*(spell(found) + before.row(found) for found in worse), *lost]))
     if lost or not now:
-        return Verdict("failed", "; ".join(lost) or "no cell has ended", findings)
+        return verdict("failed", "; ".join(lost) or "no cell has ended")
     if good is None:
-        return Verdict("pass", "the first night of these settings: nothing to compare with", findings)
+        return verdict("pass", "the first night of these settings: nothing to compare with")
     if undecided:
-        return Verdict("inconclusive", "; ".join(map(spell, undecided)), findings)
-    before = cells_of(good)
-    if all(at in before and before[at]["key"] == cell["key"] for at, cell in now.items()):
-        return Verdict("pass", "reused: the code that these cells use has not changed", findings)
-    if all(found.kind == "same" for found in findings if found.metric != SPEED):
-        return Verdict("pass", "the same to the last bit" + of_speed(before, now, findings), findings)
-    return Verdict("pass", "within the margins" + of_speed(before, now, findings), findings)
-
-
-def timed(both: Iterable[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
-    """The pairs of which both have a speed of their own: what was reused has its old one."""
-    return [(old, new) for old, new in both if old["key"] != new["key"] and old["speed"] and new["speed"]]
+        tells = "; whether code or machine, the next night that runs tells" if slower else ""
+        return verdict("inconclusive", "; ".join(spell(found) + before.row(found) for found in undecided) + tells)
+    old = cells_of(good)
+    if all(at in old and old[at]["key"] == cell["key"] for at, cell in now.items()):
+        return verdict("pass", "reused: the code that these cells use has not changed")
+    same = all(found.kind == "same" for found in findings if found.metric != SPEED)
+    return verdict("pass", f"{'the same to the last bit' if same else 'within the margins'}"
+                           f"{of_speed(old, now, findings)}")
 
 
 def of_speed(before: Cells, now: Cells, findings: Sequence[Finding]) -> str:
     """What a night that passes leaves open of speed (its last finding is the one of all arms), in words."""
-    both, widest = timed(pairs(before, now)), next((each for each in findings[::-1] if each.metric == SPEED), None)
-    if widest is None or widest.kind != "open" or not both:
+    timed = [(old, new) for old, new in pairs(before, now)
+             if old["key"] != new["key"] and old["speed"] and new["speed"]]
+    widest = next((each for each in findings[::-1] if each.metric == SPEED), None)
+    if widest is None or widest.kind != "open" or not timed:
         return ""
     if not widest.pairs:
-        there, here = ({kind(pair[n]) for pair in both} for n in (0, 1))
+        there, here = ({kind(pair[n]) for pair in timed} for n in (0, 1))
         return (f"; speed could not be compared: tonight ran on {' and '.join(sorted(here))}, the good night on "
                 f"{' and '.join(sorted(there))}")
     return f"; speed is open: {spell(widest)}"
 
 
-def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iterable[Finding]:
+def _findings(watched: Watched, before: Cells, now: Cells) -> Iterable[Finding]:
     looks, both = len(watched.looks), pairs(before, now)
     for arm in watched.arms:
         mine = [(old["metrics"], new["metrics"]) for old, new in both if new["arm"] == arm]
@@ -239,12 +224,6 @@ def _findings(watched: Watched, before: Cells, now: Cells, usual: float) -> Iter
             old, new = [value for value, _ in values], [value for _, value in values]
             size = margin.of(statistics.fmean(old)) if old else margin.size
             yield metric_finding(arm, metric, old, new, watched.better(metric), size, watched.level, looks)
-    if watched.speed is not None:
-        alike = [(old, new) for old, new in timed(both) if kind(old) == kind(new)]
-        for arm in (*watched.arms, *([EVERY] if len(watched.arms) > 1 else [])):
-            some = [(old["speed"], new["speed"]) for old, new in alike if arm in (EVERY, new["arm"])]
-            yield speed_finding(arm, [old for old, _ in some], [new for _, new in some],
-                                max(watched.speed.size, usual), watched.level, looks)
 
 
 def spell(found: Finding) -> str:
@@ -255,7 +234,8 @@ def spell(found: Finding) -> str:
         bounds = "" if found.low is None or found.high is None else (
             f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f} %)")
         way = "slower" if found.loss > 0 else "faster"
-        return f"{found.arm}: {100 * abs(found.loss):.1f} % {way}{bounds}, median of {found.pairs} pairs"
+        return (f"{found.arm}: {100 * abs(found.loss):.1f} % {way}{bounds}, margin {100 * found.margin:.0f} %, "
+                f"median of {found.pairs} pairs")
     bounds = "" if found.low is None or found.high is None else (
         f" (95 % interval {found.low:+.3g} to {found.high:+.3g})")
     share = f", {100 * found.share:+.1f} %" if found.share is not None and abs(found.share) < 10 else ""

@@ -7,16 +7,23 @@ Where to: an environment variable that the file names holds an address, `https:/
 {"text": ...} (Slack, Mattermost, Rocket.Chat, Discord's /slack), or any that apprise knows (mailtos://user:password@host
 ?to=team@host, matrixs://..., ...).  An address is a secret: it is never printed, and what fails is known by its
 variable's name.
+
+    echo TEXT | python -m studies.engine.notices TITLE    to all that studies/nightly.toml names, and PALIMPSEST_NOTIFY:
+                                                          how cluster/nightly/notify.sh tells that a night failed
 """
 
 import contextlib
 import os
+import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from studies.engine.ledger import Record
 from studies.engine.nights import spell
+from studies.engine.provenance import ROOT
 from studies.engine.regression import SPEED, Finding
 from studies.engine.study import BadInput
 
@@ -125,13 +132,42 @@ def slack_like(address: str) -> str:
 
 def send(nights: Sequence[Record], to: dict[str, str]) -> list[str]:
     """Send the message everywhere; the variables whose address did not take it."""
+    return deliver(message(nights), headline(nights), to)
+
+
+def deliver(text: str, title: str, to: dict[str, str]) -> list[str]:
+    """Send a text everywhere, a webhook's without the title; the variables whose address did not take it."""
     apprise, failed = _apprise(), []
     for name, address in to.items():
         target = apprise.Apprise()
         target.add(address)
-        if not target.notify(body=message(nights), title="" if address.startswith("json") else headline(nights)):
+        if not target.notify(body=text, title="" if address.startswith("json") else title):
             failed.append(name)
     return failed
+
+
+def set_here(file: Path) -> list[str]:
+    """The variables that the file names, as far as it can be read, and PALIMPSEST_NOTIFY, of those that are set."""
+    try:
+        named = tomllib.loads(file.read_text(encoding="utf-8")).get("notify")
+    except (OSError, ValueError):               # which may be why the night failed
+        named = None
+    known = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return [name for name in dict.fromkeys([*known, "PALIMPSEST_NOTIFY"]) if os.environ.get(name, "").strip()]
+
+
+def main(title: str, text: str, file: Path = ROOT / "studies" / "nightly.toml") -> int:
+    """Tell everybody; 1 where nobody took it."""
+    told = False
+    for name in set_here(file):
+        try:
+            problem = f"not told: {name}" if deliver(text, title, addresses([name])) else ""
+        except BadInput as error:
+            problem = str(error)
+        told = told or not problem
+        if problem:
+            print(problem, file=sys.stderr)
+    return 0 if told else 1
 
 
 def _apprise() -> Any:
@@ -144,3 +180,7 @@ def _apprise() -> Any:
                        "--editable '.[nightly]'") from None
     logging.getLogger("apprise").setLevel(logging.CRITICAL)         # it logs addresses, some of them whole
     return apprise
+
+
+if __name__ == "__main__":
+    sys.exit(main(" ".join(sys.argv[1:]) or "Nightly", sys.stdin.read().strip()))

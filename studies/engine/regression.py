@@ -13,10 +13,9 @@ err (few looks that are planned cost less than decide.py's, which may be any num
 speed, has an even part of the stated share of false alarms, to each side.  So a night on which no true loss exceeds its
 margin is called regressed with that share at most, whatever the metrics have to do with each other (Bonferroni).
 
-Speed is judged by the ratios of tokens per second, tonight over the good night, on the same machine.  Ratios have
+Speed is judged by the ratios of tokens per second, tonight over good nights, on the same machine.  Ratios have
 outliers (a neighbour wakes up), so it is their median, and its interval comes from order statistics (the sign test),
-which assume no law.  No statistics of one night see a machine that is slow all night: a loss must also exceed what good
-nights on this machine have differed by.
+which assume no law.  No statistics of one night see a machine that is slow all night: that is night_speed.py's.
 """
 
 import functools
