@@ -24,10 +24,15 @@ def space(trial: Trial) -> Space:
         "system.encoder": encoders(trial),
         "system.process.schedule": tencdm.schedules(),
         "system.self_conditioning": Uniform(0.0, 1.0),
-        "system.times.range": Choice(FullRange(), With(PolynomialRange(), {"power": LogUniform(0.5, 4.0)})),
+        "system.times.range": Choice(FullRange(), With(opening(trial), {"power": LogUniform(0.5, 4.0)})),
         "training.optimizer": optimizers.either(trial.training.optimizer),
         "training.schedule.warmup": optimizers.warmup(trial.training),
     })
+
+
+def opening(trial: Trial) -> PolynomialRange:
+    """As published, where that opens well above the lowest time; else with as much to learn from at first."""
+    return PolynomialRange(start=max(PolynomialRange().start, 2 * trial.system.times.low))      # type: ignore[union-attr]
 
 
 def encoders(trial: Trial) -> Choice:
