@@ -174,7 +174,7 @@ def _optimizers(trial: Any) -> Space:
 def _counterpart(report: Sequence[Metric], trial: Any) -> Sought:
     """The first of a report's metrics that has a better, and a value on validation texts."""
     value_at(trial, "evaluation.metrics")
-    known = {name.partition("/")[2] for name in trial.scores()}
+    known = {name.partition("/")[2] for name in {*trial.scores()} - {*trial.curves()}}       # not what training says
     for metric in report:
         _, _, name = metric.metric.partition("/")
         if isinstance(metric, (Minimise, Maximise)) and name in known:
