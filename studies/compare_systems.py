@@ -55,8 +55,8 @@ study = Study(
     report=(
         Minimise("test/illegal", margin=0.02), Minimise("test/oracle_nll", margin=0.02),
         Minimise("test/total_variation"), Maximise("test/mauve"), Minimise("test/judge_nll"), Minimise("test/fd"),
-        Minimise("test/perplexity"), Maximise("test/diversity"), Watch("test/memorisation"), Minimise("test/departure")),
-    seeds=3)
+        Minimise("test/perplexity"), Maximise("test/diversity"), Watch("test/memorisation"),
+        Minimise("test/departure")), seeds=3)
 
 if __name__ == "__main__":
     main(study)
