@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fake_trial import recipe
@@ -16,7 +19,10 @@ from studies.engine import desk as desks
 from studies.engine.admission import DEATHS, Capacity, Deaths, Queue, parts
 from studies.engine.cluster import NOBODY, Cluster
 from studies.engine.desk import DIE, LEAVE, Desk
+from studies.engine.inline import Place
 from studies.engine.plan import Cell
+from studies.engine.provenance import Code
+from studies.engine.run import fit
 from studies.engine.study import BadInput, Resources
 from studies.engine.sweep import sweep_store
 from studies.engine.watchdog import Watchdog, of_locks
@@ -84,6 +90,43 @@ def test_the_queue_gives_every_cell_a_turn_and_another_after_a_death():
     queue.on_trial_complete("e")
     queue.ended(cells[2])
     assert queue.suggest("f") == "FINISHED"
+
+
+def test_what_saves_itself_at_an_interrupt_is_not_begun_again(tmp_path):
+    """Tune's thread asks on while the driver is already leaving; the next command is what goes on."""
+    cells, given = some_cells(2), []
+    queue = Queue(cells, Capacity(Cluster("local", ((1, 0),)), Resources()))
+    place = Place(study="toy", scale="laptop", data="Words", folder=tmp_path, store=str(tmp_path / "stages"),
+                  resources=Resources(), code=Code("", ""))
+    view, left = SimpleNamespace(running={}), threading.Event()
+
+    class Tuner:
+        """One trial, as Tune runs it: stopped by the notice, told to be run again, and asked for the next."""
+
+        def fit(self) -> None:
+            given.append(queue.suggest("a"))
+            view.running["key0"] = cells[0]
+            while not place.notice():
+                time.sleep(0.01)
+            view.running.clear()                         # the driver may leave from here on
+            left.wait(10)
+            queue.on_trial_complete("a")
+            queue.again(cells[0])
+            given.append(queue.suggest("b"))
+
+    def tick() -> None:
+        if view.running:
+            raise KeyboardInterrupt
+
+    tuner: Any = Tuner()
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        fit(tuner, queue, lambda: False, tick, place, view)            # type: ignore[arg-type]
+    assert not place.notice()
+    left.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert given == [{"cell": "key0"}, "FINISHED"]
 
 
 def test_a_lost_node_is_not_a_cells_own_death():

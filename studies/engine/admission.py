@@ -11,7 +11,7 @@ and there are as many groups as fit.  So no trial waits for what another trial's
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ray.tune.search import Searcher
 
@@ -87,13 +87,13 @@ class Queue(Searcher):
     Tune asks in its own thread.  It remembers nothing that the ledger does not know: save and restore do nothing.
     """
 
-    def __init__(self, cells: Iterable[Cell], capacity: Capacity, notice: Callable[[], bool] = lambda: False):
+    def __init__(self, cells: Iterable[Cell], capacity: Capacity):
         super().__init__(metric=None, mode=None)
         self.waiting = deque(cells)
         self.capacity = capacity
         self.running: dict[str, Cell] = {}                   # by Tune's id
         self.open = {cell.key for cell in self.waiting}      # those that have not ended
-        self.closing, self.notice = False, notice            # nothing new is begun
+        self.closing = False                                 # nothing new is begun
         self.deaths = Deaths()
         self.lock = threading.RLock()
 
@@ -104,7 +104,7 @@ class Queue(Searcher):
         with self.lock:
             if not self.open or self.closing and not self.running:
                 return Searcher.FINISHED
-            if self.closing or self.notice() or not self.waiting or len(self.running) >= self.capacity.trials():
+            if self.closing or not self.waiting or len(self.running) >= self.capacity.trials():
                 return None
             cell = self.waiting.popleft()
             self.running[trial_id] = cell

@@ -56,7 +56,6 @@ class Asking(Searcher):
 
     def suggest(self, trial_id: str) -> dict | str | None:
         with self.lock:
-            self.closing = self.closing or self.place.notice()
             if self.closing:
                 return None if self.running else Searcher.FINISHED
             if len(self.running) >= self.capacity.trials():
@@ -101,7 +100,6 @@ class Asking(Searcher):
     def again(self, cell: Cell) -> None:
         """The cell is to be run once more, before any other; where nothing begins any more, by whoever asks next."""
         with self.lock:
-            self.closing = self.closing or self.place.notice()
             if not self.closing:
                 self.waiting.appendleft(cell.key)
                 return
@@ -232,7 +230,7 @@ def run_searches(searches: list[Search], progress: Any, place: Place, view: View
         watchdog.tick()
 
     try:
-        problem = fit(tuner, lambda: bool(watch.halted), tick, place, view) or asking.problem
+        problem = fit(tuner, asking, lambda: bool(watch.halted), tick, place, view) or asking.problem
     except KeyboardInterrupt:
         asking.leave(view.running)      # Tune's thread outlives it, and would go on
         raise

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -32,6 +32,7 @@ from studies.engine.watchdog import Watchdog
 __all__ = ["fit", "make_shared", "run", "run_cells", "trainable"]
 
 HEAD = "node:__internal_head__"         # a resource that every cluster's head has
+LEAVING = 3.0                           # seconds that Tune has to end when nothing runs any more
 SAVING = 20.0                           # seconds: Kubernetes kills 30 after it told, Slurm 30, most clouds 30 to 120
 
 
@@ -195,7 +196,7 @@ class Watch(tune.Callback):
 def run_cells(cells: list[Cell], place: Place, view: View, cluster: Cluster) -> None:
     """Every cell once, as many at a time as fit.  Tune runs in a thread, so that Ctrl-C and the view are ours."""
     by_key = {cell.key: cell for cell in cells}
-    queue = Queue(cells, Capacity(cluster, place.resources), lambda: place.notice())
+    queue = Queue(cells, Capacity(cluster, place.resources))
     watch, watchdog = Watch(by_key, place, view, queue), Watchdog(place, view)
     folder = place.folder / "tune"
     tuner = tune.Tuner(
@@ -208,7 +209,7 @@ def run_cells(cells: list[Cell], place: Place, view: View, cluster: Cluster) -> 
         view.tick()
         watchdog.tick()
 
-    problem = fit(tuner, lambda: not queue.open or bool(watch.halted), tick, place, view)
+    problem = fit(tuner, queue, lambda: not queue.open or bool(watch.halted), tick, place, view)
     shutil.rmtree(folder, ignore_errors=True)
     if watch.halted or disk_full(problem):
         raise Halt(full(place, watch.halted or inline.one_line(problem)))       # type: ignore[arg-type]
@@ -231,11 +232,18 @@ def trainable(cells: dict[str, Cell], place: Place, cluster: Cluster | None = No
         tune.with_parameters(group.GroupCell, cells=cells, place=place, desk=crew.desk), holds)
 
 
-def fit(tuner: tune.Tuner, over: Callable[[], bool], tick: Callable[[], None], place: Place | None = None,
-        view: View | None = None) -> BaseException | None:
+class Hands(Protocol):
+    """What hands out cells to Tune; nothing any more once it is closing, where what saves itself is not begun again."""
+
+    closing: bool
+
+
+def fit(tuner: tune.Tuner, hands: Hands, over: Callable[[], bool], tick: Callable[[], None], place: Place,
+        view: View) -> BaseException | None:
     """Let Tune run in a thread until it ends or `over` says so; what it died of, if of anything.
 
-    An interrupt asks what runs (as far as `view` knows) to save itself, and comes out when that has ended.
+    An interrupt asks what runs (as far as `view` knows) to save itself, and comes out when that has ended, and Tune
+    too, if it does soon: what its thread still asks of a Ray that is gone may end the process.
     """
     problems: list[BaseException] = []
 
@@ -252,11 +260,12 @@ def fit(tuner: tune.Tuner, over: Callable[[], bool], tick: Callable[[], None], p
             time.sleep(0.3)
             tick()
     except KeyboardInterrupt:
-        if place is not None and view is not None:
-            with saved(place):
-                until = time.monotonic() + SAVING
-                while thread.is_alive() and view.running and time.monotonic() < until:
-                    time.sleep(0.1)
+        hands.closing = True
+        with saved(place):
+            until = time.monotonic() + SAVING
+            while thread.is_alive() and view.running and time.monotonic() < until:
+                time.sleep(0.1)
+            thread.join(LEAVING)
         raise
     thread.join(1.0)
     return problems[0] if problems else None
