@@ -31,7 +31,7 @@ def space(trial: Trial) -> Space:
 
 
 def opening(trial: Trial) -> PolynomialRange:
-    """As published, where that opens well above the lowest time; else with as much to learn from at first."""
+    """As published, where that opens well above the lowest time, else at twice the lowest."""
     return PolynomialRange(start=max(PolynomialRange().start, 2 * trial.system.times.low))      # type: ignore[union-attr]
 
 

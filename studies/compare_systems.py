@@ -6,8 +6,9 @@
     DiffusionBERT    words that disappear behind a mask                                  trainables/diffusionbert.py
     score LM         Gaussian diffusion of word embeddings that are learned with it      trainables/scorelm.py
 
-Each arm has the recipe that suits it and sees as many texts as the others: 2,000 steps of 64 here, the 102.4 million of
-TEncDM's paper at paper size, where a row of the score LM holds one text, and DiffusionBERT minds case, as the texts do.
+Each arm has the recipe that suits it and sees as many texts as the others: 2,000 steps of 64 here (the score LM's rows
+hold about as many), the 102.4 million of TEncDM's paper at paper size.  There a row of the score LM holds one text, and
+DiffusionBERT minds case, as the texts do that it is judged by, and learns by a bound (see ablation_spindle.py).
 
     python studies/compare_systems.py                     here where there is no GPU, else at paper size (--dry-run)
 """

@@ -2,7 +2,7 @@
 
     carry_out     one wave: guardian, shipper, run_missing, what was superseded, the report; every end is told
     in_rounds     wave after wave, until arms are decided or the budget is spent
-    ray_up        one Ray for several waves; a cluster that is joined is left alone
+    ray_up        one Ray for a wave, or for several; a cluster that is joined is left alone
     run_missing   stages and cells on Ray, then the scores by which the best model is chosen
 """
 
@@ -103,14 +103,14 @@ def in_rounds(study: Study, plan: Plan, options: Options, ledger: Ledger, cluste
 
 @contextlib.contextmanager
 def ray_up(plan: Plan, log: Path) -> Iterator[None]:
-    """Ray, started once for several runs, and ended behind the last; a cluster that is joined is left alone."""
+    """Ray, started where it is not there, and then ended; what is there already, or is joined, is left alone."""
     with quiet(log):
         import ray
-
-        ours = not ray.is_initialized()
-        start_local(plan.resources)
-        signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
+    ours = not ray.is_initialized()
     try:
+        with quiet(log):
+            start_local(plan.resources)
+        signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
         yield
     finally:
         if ours:
@@ -121,8 +121,7 @@ def ray_up(plan: Plan, log: Path) -> Iterator[None]:
 
 def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, log: Path, source: Any,
                 last: bool) -> None:
-    """Start Ray where it is not there, run, judge the candidates where it is the last of its command, and end what was
-    started."""
+    """Run, and judge the candidates where it is the last of its command."""
     def judging() -> Plan:
         """Nothing but the validation scores that the choice of the best model still lacks."""
         lacking = candidates(report.Findings(plan, ledger), open_store(options)) if last and not options.asked else ()
@@ -130,27 +129,17 @@ def run_missing(plan: Plan, options: Options, ledger: Ledger, cluster: Cluster, 
 
     if not plan.missing and not judging().shared:
         return
-    with quiet(log) as user:
-        import ray
-
+    with ray_up(plan, log), quiet(log) as user:
         from studies.engine.inline import Place
         from studies.engine.run import run
         console = Console(file=user, highlight=False)
         place = Place(study=plan.study.name, scale=plan.scale, data=plan.data, folder=ledger.folder,
                       store=open_store(options).url, resources=plan.resources, code=source,
                       by_code=open_store(options).code, program=plan.study.program)
-        ours = not ray.is_initialized()
-        try:
-            start_local(plan.resources)
-            signal.signal(signal.SIGTERM, as_interrupt)       # ray.init takes it for itself
-            for part in (lambda: plan, judging):
-                if (todo := part()).missing or todo.shared:
-                    with View(todo, ledger, console) as view:
-                        run(todo, place, shape(cluster.address), view)
-        finally:
-            if ours:
-                give_back()
-                end_ray()
+        for part in (lambda: plan, judging):
+            if (todo := part()).missing or todo.shared:
+                with View(todo, ledger, console) as view:
+                    run(todo, place, shape(cluster.address), view)
 
 
 def give_back() -> None:
