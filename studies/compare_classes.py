@@ -36,16 +36,11 @@ def told(recipe: Callable[..., Trial], usual: Data) -> Callable[..., Trial]:
     return asked
 
 
-def all_of(own: Trial) -> dict:
-    """All of another recipe but its data and its evaluation, in whole parts: --set may change what is in them."""
-    return {"system": own.system, "training": own.training, "sampling": own.sampling}
-
-
 def annealed(**sampling: float) -> Arm:
     """`sampling`: fields of it that differ from the recipe's."""
     changes = {f"sampling.{name}": value for name, value in sampling.items()}
-    return Arm(laptop=lambda base: all_of(override(told(ld4lg_annealed_laptop, Stories())(base.data), changes)),
-               paper=lambda base: all_of(override(told(ld4lg_annealed, NEWS)(base.data), changes)))
+    return Arm(laptop=lambda base: override(told(ld4lg_annealed_laptop, Stories())(base.data), changes).method(),
+               paper=lambda base: override(told(ld4lg_annealed, NEWS)(base.data), changes).method())
 
 
 study = Study(

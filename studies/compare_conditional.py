@@ -48,13 +48,9 @@ def reading(recipe: Callable[..., Trial], changes: Mapping[str, Any], usual: Dat
 
 def system(laptop: Callable[..., Trial], paper: Callable[..., Trial], changes: Mapping[str, Any],
            published: Mapping[str, Any]) -> Arm:
-    """All of another recipe but its data and its evaluation, in whole parts, so that --set may change what is in them.
-    `changes` here, `published` at paper size: how it is made to read sources."""
-    def all_of(own: Trial) -> dict:
-        return {"system": own.system, "training": own.training, "sampling": own.sampling}
-
-    return Arm(laptop=lambda base: all_of(reading(laptop, changes, Stories())(base.data)),
-               paper=lambda base: all_of(reading(paper, published, QUESTIONS)(base.data)))
+    """Another recipe's method.   `changes` here, `published` at paper size: how it is made to read sources."""
+    return Arm(laptop=lambda base: reading(laptop, changes, Stories())(base.data).method(),
+               paper=lambda base: reading(paper, published, QUESTIONS)(base.data).method())
 
 
 study = Study(

@@ -31,16 +31,16 @@ STEPS, BATCH, TEXTS = 2_000, 64, 102_400_000
 
 
 def system(laptop: Callable[..., Trial], paper: Callable[..., Trial], **differs: object) -> Arm:
-    """All of another recipe but its data and its evaluation; `differs`: fields of its system, at paper size."""
-    def all_of(own: Trial, steps: int) -> dict:
-        return {"system": own.system, "training": own.training, "sampling": own.sampling, "training.steps": steps}
-
+    """Another recipe's method, with as much training; `differs`: fields of its system, at paper size."""
     def here(own: Trial) -> dict:
-        return all_of(own, STEPS) | ({} if isinstance(own.system, ScoreLm) else {"training.batch": BATCH})
+        return own.method() | {"training.steps": STEPS} | (
+            {} if isinstance(own.system, ScoreLm) else {"training.batch": BATCH})
 
-    return Arm(laptop=lambda base: here(laptop(base.data)),
-               paper=lambda base: all_of(own := paper(base.data), TEXTS // own.training.batch) | {
-                   f"system.{name}": value for name, value in differs.items()})
+    def there(own: Trial) -> dict:
+        return own.method() | {"training.steps": TEXTS // own.training.batch} | {
+            f"system.{name}": value for name, value in differs.items()}
+
+    return Arm(laptop=lambda base: here(laptop(base.data)), paper=lambda base: there(paper(base.data)))
 
 
 study = Study(

@@ -95,6 +95,11 @@ class Trial:
         """What a search may choose by: other samples, asked for by other sources, against other texts."""
         return Scored(samples=self.samples("valid"), evaluation=self.evaluation, split="valid")
 
+    def method(self) -> dict[str, Any]:
+        """All but the data, the seed and the evaluation, by path, in whole parts: what another method's arm changes of
+        a base, and --set may change what is in them."""
+        return {"system": self.system, "training": self.training, "sampling": self.sampling}
+
     def curves(self) -> tuple[str, ...]:
         """Names of what training records by step."""
         return (*(f"train/{name}" for name in (*self.system.losses, *MEASURED)), *self._validated())
