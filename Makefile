@@ -19,12 +19,12 @@ test: lint
 
 test-cluster: .venv/installed-clouds .venv-azure/installed
 	PALIMPSEST_LABS=1 $(BIN)/python -m pytest tests/test_never_stuck.py tests/test_search*.py tests/test_cluster_*.py $(ARGS)
-	.venv-azure/bin/python -m pytest tests/test_cluster_clouds.py -k azure $(ARGS)
+	.venv-azure/bin/python -m pytest tests/test_cluster_azure.py $(ARGS)
 
 test-clouds: .venv/installed-clouds .venv-azure/installed
-	$(BIN)/python -m pytest tests/test_cluster_aws.py tests/test_cluster_clouds.py tests/test_cluster_database.py \
+	$(BIN)/python -m pytest tests/test_cluster_aws.py tests/test_cluster_gcp.py tests/test_cluster_database.py \
 		tests/test_cluster_kubernetes.py $(ARGS)
-	.venv-azure/bin/python -m pytest tests/test_cluster_clouds.py -k azure $(ARGS)
+	.venv-azure/bin/python -m pytest tests/test_cluster_azure.py $(ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -11,10 +11,12 @@ import secrets
 import shutil
 import tempfile
 
+import pytest
 import torch
 
 from studies.engine.cluster import settle_environment
 
+pytest.register_assert_rewrite("pretend_aws", "toy_search")       # whose fixtures several test files have
 settle_environment()
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -7,7 +7,7 @@
     to 0     idle machines are ended by the head
     down     nothing is left
 
-Hosts are those of test_cluster_onprem.py, the account is that of test_cluster_aws.py.
+Hosts are those of test_cluster_onprem.py, the account is that of pretend_aws.py.
 Run as a program it is one such rehearsal:   python tests/test_cluster_aws_up.py FOLDER
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cluster_aws import ACCOUNT, Aws, fill
+from pretend_aws import ACCOUNT, Aws, fill
 from test_cluster_onprem import (
     NAMESPACES,
     ROOT,
@@ -139,7 +139,7 @@ def rehearse(shared: Path) -> None:
     )
     sold_out = shared / "sold-out"
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/test_cluster_aws.py"), "5000", str(sold_out), GATEWAY],
+        [sys.executable, str(ROOT / "tests/pretend_aws.py"), "5000", str(sold_out), GATEWAY],
         stdout=open(shared / "moto.log", "w"),
         stderr=subprocess.STDOUT,
         preexec_fn=die_with_parent,

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from postgresql import Postgresql, postgresql
-from test_cluster_aws import REGION, Aws, aws, server  # noqa: F401  (fixtures)
+from pretend_aws import REGION, Aws
 
+pytest_plugins = ["pretend_aws"]                   # its fixtures
 HERE = Path(__file__).resolve().parent.parent / "cluster/mlflow"
 PASSWORD = r"a:b\c and more"
 
@@ -72,7 +73,7 @@ def test_the_password_is_that_of_pgpass(database: Postgresql, tmp_path: Path):
     assert missing.returncode == 2 and 'database "nothing" does not exist' in missing.stderr
 
 
-def test_the_password_is_fetched_from_aws(database: Postgresql, tmp_path: Path, aws: Aws):  # noqa: F811
+def test_the_password_is_fetched_from_aws(database: Postgresql, tmp_path: Path, aws: Aws):
     keeper = aws.client("secretsmanager")
     said = {"username": "runs", "password": PASSWORD}
     secret = keeper.create_secret(Name="Password", SecretString=json.dumps(said))["ARN"]

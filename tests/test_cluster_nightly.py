@@ -1,20 +1,16 @@
 """cluster/nightly/: the units as systemd reads them, the lock, the exit codes, what a failure says, the workflow."""
 
-import contextlib
-import http.server
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from listening import hook
 
 HERE = Path(__file__).resolve().parent.parent / "cluster" / "nightly"
 SERVICE = (HERE / "palimpsest-nightly.service").read_text()
@@ -110,31 +106,6 @@ def test_two_nights_do_not_overlap(root: Path):
     assert "SuccessExitStatus=75" in SERVICE and "OnFailure=palimpsest-nightly-failed@%n.service" in SERVICE
 
 
-@contextlib.contextmanager
-def hook() -> Iterator[tuple[str, list[dict]]]:
-    """A webhook on this machine, and what it got."""
-    got: list[dict] = []
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Hook)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook", got
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def failed(root: Path, **more: str) -> str:
     """What notify.sh prints when systemd tells it that a night ended with 2."""
     env = os.environ | {"HOME": str(root / "home"), "MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "2"}
@@ -152,7 +123,7 @@ def test_a_failure_is_told_where_nights_are(root: Path):
     with hook() as (url, got):
         (root / "home/.palimpsest/nightly.env").write_text(f"PALIMPSEST_NOTIFY='{url}/hunter2'\n")
         assert "hunter2" not in failed(root)
-        text, = (payload["text"] for payload in got)
+        text, = (payload["text"] for _, payload in got)
         assert text.startswith("night on ") and text.endswith("exit-code, exit 2")
         (root / "out/nightly").mkdir(parents=True)
         (root / "out/nightly/told").write_text("0123\n")
@@ -175,7 +146,7 @@ def test_a_failure_is_told_where_not_even_the_engine_runs(root: Path):
         (root / "home/.palimpsest/webhook").unlink()
         failed(root, PALIMPSEST_NOTIFY=url, MONITOR_INVOCATION_ID="0123")
     assert len(got) == 2 and got[0] == got[1], got
-    assert got[0]["text"].endswith('exit-code, exit 2; error: the "packages" cannot be installed')
+    assert got[0][1]["text"].endswith('exit-code, exit 2; error: the "packages" cannot be installed')
 
 
 TOOLS = "bash cat chmod cp cut date dirname env git grep hostname id mkdir rm sed sha256sum tee touch uname".split()
@@ -381,7 +352,8 @@ def test_a_pod_says_how_its_night_ended(machine: Machine, ends: str, told: int):
         env = machine.env | {"PALIMPSEST_NOTIFY": url}
         ended = subprocess.run(command, cwd=machine.team, env=env, capture_output=True, text=True)
     assert len(got) == told, ended.stderr
-    assert not told or got[0]["text"].startswith("nightly on ") and got[0]["text"].endswith(f"exit {ended.returncode}")
+    for _, payload in got:
+        assert payload["text"].startswith("nightly on ") and payload["text"].endswith(f"exit {ended.returncode}")
 
 
 def test_the_workflow():

@@ -20,8 +20,9 @@ from fake_trial import Trial, recipe
 from optuna.trial import TrialState
 from postgresql import Postgresql, postgresql
 from test_engine_tracking import state, tell
-from test_search import ROOT, Desk, go, record, start, states
-from test_search import study as toy
+from test_search_on_ray import start
+from test_search_on_ray import study as toy
+from toy_search import ROOT, Desk, go, record, states
 
 from search_spaces.domains import LogUniform, Space
 from studies.engine.findings import Findings
